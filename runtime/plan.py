@@ -13,9 +13,10 @@ every fast path is compared with it.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -52,7 +53,7 @@ class Plan:
             ``x0 = data_maps[k] . [registers; u]`` that ``threshold`` acts on.
 
     Raises:
-        ValueError: An array has the wrong shape, or a coefficient is not finite.
+        ValueError: An array has the wrong shape, a number is out of range, or not finite.
     """
 
     name: str
@@ -91,6 +92,11 @@ class Plan:
             object.__setattr__(self, "draws", np.array(counts, dtype=np.int64))
         for key in _ARRAYS:
             self._freeze(key, shapes[key])
+        for k, count in enumerate(np.asarray(self.draws)):
+            if not 0 <= count <= self.noise_columns:
+                raise ValueError(
+                    f"Plan: draws is {count} at step {k}, expected 0 to {self.noise_columns}"
+                )
         if (self.threshold is None) != (self.data_maps is None):
             raise ValueError("Plan: threshold and data_maps go together, expected both or neither")
         object.__setattr__(self, "_digest", self._compute_digest())
@@ -199,7 +205,7 @@ class Plan:
             u = model(self.input_scales[k] * state[0], float(self.timesteps[k]))
             if self.threshold is not None and self.data_maps is not None:
                 u = self.threshold(_combine(self.data_maps[k], [*state, u]))
-            draws = [_draw(noise, k, j) for j in range(self.noise_columns)] if noise is not None else []
+            draws = [] if noise is None else [_draw(noise, k, j) for j in range(self.noise_columns)]
             state = [_combine(row, [*state, u, *draws]) for row in self.matrices[k]]
             if callback is not None:
                 callback(k, state[0])
@@ -262,10 +268,8 @@ class Plan:
         if self.threshold is not None:
             raise ValueError(f"Plan.table: {self.name} has a threshold, use Plan.run")
         R, K = self.registers, len(self)
-        errors = np.zeros((K, 1, self.matrices.shape[2])) if self.errors is None else (
-            self.errors[:, None, :]
-        )
-        rows = np.concatenate([self.matrices, errors], axis=1)
+        errors = np.zeros((K, self.matrices.shape[2])) if self.errors is None else self.errors
+        rows = np.concatenate([self.matrices, errors[:, None]], axis=1)
         table = np.ones((K, (R + 1) * (R + 2) + 1))
         for k in range(K):
             noise = rows[k, :, R + 1 :]
@@ -306,11 +310,33 @@ class Plan:
         return load(Path(path))
 
     @staticmethod
-    def from_scheduler(scheduler: object, num_inference_steps: int, **step_kwargs: object) -> Plan:
-        """Compiles any linear diffusers scheduler by probing it; see `sidestep.runtime.probe`."""
+    def from_scheduler(
+        scheduler: object,
+        num_inference_steps: int,
+        *,
+        set_timesteps: Mapping[str, Any] | None = None,
+        step: Mapping[str, Any] | None = None,
+        method: str = "step",
+        begin_index: int = 0,
+    ) -> Plan:
+        """Compiles any linear diffusers scheduler by probing it.
+
+        The same as `sidestep.runtime.probe.from_scheduler`, which documents the arguments.
+
+        Raises:
+            NotLinearError: The scheduler clips, or otherwise is no linear program as configured;
+                the message names the setting to change. It is a ValueError.
+        """
         from sidestep.runtime.probe import from_scheduler
 
-        return from_scheduler(scheduler, num_inference_steps, **step_kwargs)
+        return from_scheduler(
+            scheduler,
+            num_inference_steps,
+            set_timesteps=set_timesteps,
+            step=step,
+            method=method,
+            begin_index=begin_index,
+        )
 
 
 def _is_identity(row: np.ndarray, i: int) -> bool:

@@ -53,9 +53,9 @@ def load(path: Path) -> Plan:
                 name=metadata["name"],
                 initial_scale=float.fromhex(metadata["initial_scale"]),
                 threshold=DynamicThreshold(**threshold) if threshold else None,
-                **{key: file.get_tensor(key) for key in file.keys() if key in _ARRAYS},  # noqa: SIM118
+                **{key: file.get_tensor(key) for key in file.keys() if key in _ARRAYS},
             )
-    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+    except (SafetensorError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"Plan.load: {path} is not a plan: {error}") from error
     if plan.digest != metadata.get("digest"):
         raise ValueError(f"Plan.load: {path} was altered, its digest does not match its contents")

@@ -17,7 +17,7 @@ history costs nothing.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -122,8 +122,8 @@ class Program:
         """
         steps = self._merge_equal_registers()
         live = _live_before(steps)
-        if live and live[0] - {"x"}:
-            raise ValueError(f"Program {self.name}: {sorted(live[0])} are read before being written")
+        if unwritten := sorted(live[0] - {"x"}):
+            raise ValueError(f"Program {self.name}: {unwritten} are read before being written")
         places, count = _place(steps, live)
         draws = 1 + max((_draw_index(s) for step in steps for s in _symbols(step)), default=-1)
         draws = max([draws, *(step.draws or 0 for step in steps)])
@@ -133,7 +133,9 @@ class Program:
         data = np.zeros((K, count + 1))
         for k, step in enumerate(steps):
             for name in live[k + 1]:
-                matrices[k, places[k + 1][name]] = _row(step.registers[name], places[k], count, columns)
+                matrices[k, places[k + 1][name]] = _row(
+                    step.registers[name], places[k], count, columns
+                )
             errors[k] = _row(step.error or Form(), places[k], count, columns)
             data[k] = _row(step.data or Form(), places[k], count, count + 1)
         known = [step.draws for step in steps]
@@ -157,12 +159,9 @@ class Program:
         steps = []
         for step in self._steps:
             registers = {name: _rename(form, same) for name, form in step.registers.items()}
-            steps.append(
-                _Step(
-                    step.t, step.scale, registers, _rename(step.error, same),
-                    step.log_snr, _rename(step.data, same), step.draws,
-                )
-            )  # fmt: skip
+            error = None if step.error is None else _rename(step.error, same)
+            data = None if step.data is None else _rename(step.data, same)
+            steps.append(replace(step, registers=registers, error=error, data=data))
             first: dict[tuple[tuple[str, float], ...], str] = {}
             same = {}
             for name in sorted(registers, key=lambda n: (n != "x", n)):
@@ -171,10 +170,8 @@ class Program:
         return steps
 
 
-def _rename(form: Form | None, same: dict[str, str]) -> Form | None:
+def _rename(form: Form, same: dict[str, str]) -> Form:
     """``form`` with merged registers renamed and zero coefficients left out."""
-    if form is None:
-        return None
     total = Form()
     for symbol, coefficient in form.items():
         total = total + Form({same.get(symbol, symbol): coefficient})
