@@ -1,0 +1,85 @@
+// The C API: no exception leaves it, and every failure is kept as a sentence per thread.
+#include <cstring>
+#include <exception>
+
+#include "core/status.h"
+#include "core/thread_pool.h"
+#include "core/version.h"
+#include "kernels/cpu/simd.h"
+#include "kernels/launch.h"
+#include "sidestep/sidestep.h"
+
+namespace {
+
+thread_local std::string t_error;
+
+template <typename Call>
+sidestep_status guarded(Call call) noexcept {
+  try {
+    const sidestep::Status status = call();
+    if (!status.ok()) t_error = status.message();
+    return status.code();
+  } catch (const std::exception& error) {
+    try {
+      t_error = error.what();
+    } catch (...) {
+      t_error.clear();
+    }
+    return SIDESTEP_FAILED;
+  }
+}
+
+}  // namespace
+
+extern "C" {
+
+sidestep_status sidestep_solver_step(const sidestep_solver_step_args* args) {
+  return guarded([&] { return sidestep::cpu_solver_step(*args); });
+}
+
+sidestep_status sidestep_cuda_solver_step(const sidestep_solver_step_args* args, void* workspace,
+                                          void* stream) {
+  return guarded([&] {
+#ifdef SIDESTEP_WITH_CUDA
+    return sidestep::cuda_solver_step(*args, workspace, stream);
+#else
+    (void)args;
+    (void)workspace;
+    (void)stream;
+    return sidestep::Status(SIDESTEP_UNAVAILABLE,
+                            "solver_step: this build has no CUDA kernels (" SIDESTEP_CUDA_INFO ")");
+#endif
+  });
+}
+
+int64_t sidestep_cuda_solver_step_workspace(int64_t rows, int64_t dim) {
+  return sidestep::cuda_solver_step_workspace(rows, dim);
+}
+
+const char* sidestep_error(void) { return t_error.c_str(); }
+
+int32_t sidestep_abi_version(void) { return SIDESTEP_ABI_VERSION; }
+
+const char* sidestep_version(void) { return SIDESTEP_VERSION; }
+
+const char* sidestep_build_info(const char* key) {
+  if (std::strcmp(key, "version") == 0) return SIDESTEP_VERSION;
+  if (std::strcmp(key, "compiler") == 0) return SIDESTEP_COMPILER;
+  if (std::strcmp(key, "cuda") == 0) return SIDESTEP_CUDA_INFO;
+  if (std::strcmp(key, "simd") == 0) return sidestep::simd_name();
+  return nullptr;
+}
+
+sidestep_status sidestep_set_num_threads(int32_t n) {
+  return guarded([&] {
+    if (n < 1) {
+      return sidestep::invalid_argument("set_num_threads: n is %d, expected at least 1", n);
+    }
+    sidestep::set_num_threads(n);
+    return sidestep::Status();
+  });
+}
+
+int32_t sidestep_num_threads(void) { return sidestep::num_threads(); }
+
+}  // extern "C"

@@ -1,0 +1,34 @@
+// The launchers of the fused step and the checks they share.
+#pragma once
+
+#include <cstdint>
+
+#include "core/status.h"
+#include "sidestep/sidestep.h"
+
+namespace sidestep {
+
+// Sizes, null pointers and overlap; reads no array, so it serves host and device memory alike.
+Status check_solver_step(const sidestep_solver_step_args& args);
+
+// Values of step and slot: in range, and no slot twice. Host memory only.
+Status check_rows(const sidestep_solver_step_args& args);
+
+Status cpu_solver_step(const sidestep_solver_step_args& args);
+
+// Bytes a CPU or GPU step moves at most: what decides about threads and the GIL.
+int64_t solver_step_bytes(const sidestep_solver_step_args& args);
+
+// From this many bytes on the CPU step uses threads.
+constexpr int64_t kParallelBytes = int64_t{2} << 20;
+
+// The GPU's unit of partial sums, and the bytes before them: a counter that every launch leaves at 0.
+constexpr int64_t kCudaChunk = 2048;
+constexpr int64_t kCudaWorkspaceHeader = 16;
+
+#ifdef SIDESTEP_WITH_CUDA
+Status cuda_solver_step(const sidestep_solver_step_args& args, void* workspace, void* stream);
+#endif
+int64_t cuda_solver_step_workspace(int64_t rows, int64_t dim);
+
+}  // namespace sidestep

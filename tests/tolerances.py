@@ -1,0 +1,16 @@
+"""Every tolerance of the test suite, by dtype, with its reason. What is not here is exact."""
+
+from __future__ import annotations
+
+import torch
+
+# A mean over D elements of one sign: each backend adds fp32 partial sums in an order of its own.
+# Chains are at most a few hundred additions long; their rounding errors add up like a random walk.
+STATS_RTOL = 3e-6
+
+# The fused step against float64: fewer than ten fp32 roundings of terms of the size of the result.
+FLOAT64_RTOL, FLOAT64_ATOL = 2e-6, 1e-5
+
+# Registers are fp32 and exact everywhere. The model input is exact too, except that Triton's
+# interpreter (and nothing else) may truncate where the hardware rounds to nearest even: one ulp.
+INTERPRETER_MODEL_INPUT_ULPS = {torch.float32: 0, torch.float16: 0, torch.bfloat16: 1}

@@ -1,0 +1,173 @@
+"""Validation, written once for every backend: everything is checked before anything is touched.
+
+`solver_step` reads no addresses, so it also runs on the fake tensors of `torch.compile`. A good
+call passes through it in a few microseconds: each property of a tensor is read once, and what is
+wrong is only found out, by `_refuse`, when something is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NoReturn
+
+import torch
+from torch import Tensor
+
+MAX_REGISTERS = 6
+MAX_BRANCHES = 3
+MODEL_DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
+
+_MODEL_DTYPE_NAMES = "float32, float16 or bfloat16"
+_OUTPUT_NAMES = ("outputs[0]", "outputs[1]", "outputs[2]")
+_FP32, _INT64 = torch.float32, torch.int64
+
+
+def table_width(registers: int) -> int:
+    """Returns the width of one row of a coefficient table, (R+1) * (R+2) + 1.
+
+    Args:
+        registers: R, the number of registers of the plan.
+    """
+    return (registers + 1) * (registers + 2) + 1
+
+
+def solver_step(
+    registers: Tensor,  # [slots, R, D] fp32
+    outputs: Sequence[Tensor],  # G of [rows, D] model dtype
+    weights: Tensor,  # [rows, G] fp32
+    noise: Tensor | None,  # [rows, D] fp32
+    table: Tensor,  # [K, (R+1)*(R+2)+1] fp32
+    step: Tensor,  # [rows] int64
+    slot: Tensor | None,  # [rows] int64
+    model_input: Tensor | None,  # [G, rows, D] model dtype
+    stats: Tensor,  # [rows, 2] fp32
+) -> tuple[int, int, int, int, int]:
+    """Checks shapes, dtypes, devices and contiguity.
+
+    Returns:
+        The sizes (slots, R, D, rows, K).
+
+    Raises:
+        ValueError: a shape, device or layout is wrong.
+        TypeError: a dtype is wrong.
+    """
+    of_registers, of_step, of_table = registers.shape, step.shape, table.shape
+    if len(of_registers) != 3 or not 1 <= of_registers[1] <= MAX_REGISTERS:
+        _refuse_shape("registers", registers, f"[slots, R, D] with R in 1..{MAX_REGISTERS}")
+    if len(of_step) != 1:
+        _refuse_shape("step", step, "[rows]")
+    slots, R, D = of_registers
+    rows, K, G = of_step[0], of_table[0] if of_table else 0, len(outputs)
+    if not 1 <= G <= MAX_BRANCHES:
+        raise ValueError(f"solver_step: outputs has {G} branches, expected 1 to {MAX_BRANCHES}")
+    if rows > slots:
+        raise ValueError(
+            f"solver_step: registers has {slots} slots, expected at least the {rows} rows"
+        )
+    width = (R + 1) * (R + 2) + 1
+    if K < 1:
+        _refuse_shape("table", table, f"[K, {width}] with K at least 1")
+    dtype, on_cpu = outputs[0].dtype, registers.is_cpu
+    if dtype not in MODEL_DTYPES:
+        raise TypeError(f"solver_step: outputs[0] has dtype {dtype}, expected {_MODEL_DTYPE_NAMES}")
+    for name, tensor, shape, wanted in (
+        ("registers", registers, of_registers, _FP32),
+        ("weights", weights, (rows, G), _FP32),
+        ("noise", noise, (rows, D), _FP32),
+        ("table", table, (K, width), _FP32),
+        ("step", step, of_step, _INT64),
+        ("slot", slot, (rows,), _INT64),
+        ("model_input", model_input, (G, rows, D), dtype),
+        ("stats", stats, (rows, 2), _FP32),
+        *[(name, o, (rows, D), dtype) for name, o in zip(_OUTPUT_NAMES, outputs, strict=False)],
+    ):
+        if tensor is not None and (
+            tensor.shape != shape
+            or tensor.dtype is not wanted
+            or tensor.is_cpu is not on_cpu
+            or not (on_cpu or tensor.device == registers.device)
+            or not tensor.is_contiguous()
+        ):
+            _refuse(name, tensor, shape, wanted, registers.device)
+    return slots, R, D, rows, K
+
+
+def solver_step_overlap(
+    registers: Tensor,  # [slots, R, D] fp32
+    outputs: Sequence[Tensor],  # G of [rows, D] model dtype
+    weights: Tensor,  # [rows, G] fp32
+    noise: Tensor | None,  # [rows, D] fp32
+    table: Tensor,  # [K, W] fp32
+    step: Tensor,  # [rows] int64
+    slot: Tensor | None,  # [rows] int64
+    model_input: Tensor | None,  # [G, rows, D] model dtype
+    stats: Tensor,  # [rows, 2] fp32
+) -> None:
+    """Checks that what is written overlaps nothing else (the native library does so by itself).
+
+    Raises:
+        ValueError: registers, model_input or stats overlaps another argument.
+    """
+    written = {"registers": registers, "model_input": model_input, "stats": stats}
+    read = {"weights": weights, "noise": noise, "table": table, "step": step, "slot": slot}
+    read |= dict(zip(_OUTPUT_NAMES, outputs, strict=False))
+    spans = [
+        (name, tensor.data_ptr(), tensor.data_ptr() + tensor.nbytes)
+        for name, tensor in [*written.items(), *read.items()]
+        if tensor is not None and tensor.nbytes > 0
+    ]
+    for i, (name, start, end) in enumerate(spans):
+        for other, other_start, other_end in spans[i + 1 :]:
+            if name in written and start < other_end and other_start < end:
+                raise ValueError(
+                    f"solver_step: {name} overlaps {other} in memory, expected separate tensors"
+                )
+
+
+def solver_step_rows(
+    step: Tensor,  # [rows] int64
+    slot: Tensor | None,  # [rows] int64
+    steps: int,
+    slots: int,
+) -> None:
+    """Checks the values of step and slot (the native library does so by itself).
+
+    Args:
+        step: The step of each row.
+        slot: The slot of each row, or None.
+        steps: K, the number of steps in the table.
+        slots: The number of slots.
+
+    Raises:
+        ValueError: a step or slot is out of range, or a slot is given twice.
+    """
+    for row, k in enumerate(step.tolist()):
+        if not 0 <= k < steps:
+            raise ValueError(f"solver_step: step[{row}] is {k}, expected 0 <= step < {steps}")
+    owned = [] if slot is None else slot.tolist()
+    for row, s in enumerate(owned):
+        if not 0 <= s < slots:
+            raise ValueError(f"solver_step: slot[{row}] is {s}, expected 0 <= slot < {slots}")
+    for s in owned:
+        if owned.count(s) > 1:
+            raise ValueError(f"solver_step: slot holds {s} twice, expected one row per slot")
+
+
+def _refuse(
+    name: str, tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device
+) -> NoReturn:
+    if tensor.shape != shape:
+        _refuse_shape(name, tensor, str(list(shape)))
+    if tensor.dtype is not dtype:
+        raise TypeError(f"solver_step: {name} has dtype {tensor.dtype}, expected {dtype}")
+    if tensor.device != device:
+        raise ValueError(
+            f"solver_step: {name} is on {tensor.device}, expected {device} like registers"
+        )
+    raise ValueError(
+        f"solver_step: {name} has strides {list(tensor.stride())}, expected a contiguous tensor"
+    )
+
+
+def _refuse_shape(name: str, tensor: Tensor, expected: str) -> NoReturn:
+    raise ValueError(f"solver_step: {name} has shape {list(tensor.shape)}, expected {expected}")

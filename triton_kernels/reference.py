@@ -1,0 +1,72 @@
+"""The plain-torch reference of every operator: slow, short, obviously right, on any device.
+
+The other backends are compared with it, so it spells out the order of every multiply and add.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from sidestep.kernels import checks
+
+
+def solver_step(
+    registers: Tensor,  # [slots, R, D] fp32, written
+    outputs: Sequence[Tensor],  # G of [rows, D] model dtype
+    weights: Tensor,  # [rows, G] fp32
+    noise: Tensor | None,  # [rows, D] fp32
+    table: Tensor,  # [K, (R+1)*(R+2)+1] fp32
+    step: Tensor,  # [rows] int64
+    slot: Tensor | None,  # [rows] int64
+    model_input: Tensor | None,  # [G, rows, D] model dtype, written
+    stats: Tensor,  # [rows, 2] fp32, written
+) -> None:
+    """One solver step of every row; see `sidestep.kernels.solver_step` for the arguments.
+
+    On CUDA a row whose step or slot is out of range is left untouched and its stats become NaN.
+    """
+    arguments = (registers, outputs, weights, noise, table, step, slot, model_input, stats)
+    slots, R, D, _, K = checks.solver_step(*arguments)
+    checks.solver_step_overlap(*arguments)
+    if registers.is_cpu:
+        checks.solver_step_rows(step, slot, K, slots)
+    for row, k in enumerate(step.tolist()):
+        owned = row if slot is None else int(slot[row])
+        if not (0 <= k < K and 0 <= owned < slots):
+            stats[row] = math.nan
+            continue
+        if D == 0:
+            stats[row] = 0.0
+            continue
+        matrix = table[k, :-1].view(R + 1, R + 2).tolist()
+        before = registers[owned].clone()  # [R, D]
+        u = combine(weights[row].tolist(), [output[row].float() for output in outputs])
+        z = [] if noise is None else [noise[row]]
+        new = [combine(coefficients, [*before, u, *z]) for coefficients in matrix]
+
+        stats[row, 0] = (new[0] - before[0]).abs().double().mean()
+        stats[row, 1] = new[R].abs().double().mean()
+        if model_input is not None:
+            model_input[:, row] = (new[0] * table[k, -1]).to(model_input.dtype)
+        for i in range(R):
+            if matrix[i][: R + 1 + len(z)] != [float(j == i) for j in range(R + 1 + len(z))]:
+                registers[owned, i] = new[i]
+
+
+def combine(
+    coefficients: Sequence[float],
+    values: Sequence[Tensor],  # each [D] fp32
+) -> Tensor:  # [D] fp32
+    """sum_j c_j v_j in column order, from the first non-zero c_j on, skipping every zero c_j.
+
+    Coefficients beyond the last value are ignored (that is how absent noise is left out).
+    """
+    terms = [c * v for c, v in zip(coefficients, values, strict=False) if c != 0]
+    total = terms[0] if terms else torch.zeros_like(values[0])
+    for term in terms[1:]:
+        total = total + term
+    return total
