@@ -1,0 +1,61 @@
+"""sidestep: diffusion sampling with fewer, cheaper or parallel model calls, and the same picture.
+
+    import sidestep
+    with sidestep.enable(pipe, sidestep.Adaptive()) as handle:
+        images = pipe("frog on a bicycle").images
+    print(handle.summary())
+
+Where things are decided: a prompt enters in the user's own pipeline (or `sidestep.sampling` for
+the command line); the model is called in `sidestep.runtime.stepwise`; a step is computed by
+`sidestep.kernels.solver_step` from a `Plan`; what is skipped is decided in
+`sidestep.runtime.methods`.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_EXPORTS = {
+    "Adaptive": "sidestep.runtime.methods.adaptive",
+    "BackendUnavailable": "sidestep.kernels",
+    "DynamicThreshold": "sidestep.runtime.thresholding",
+    "Plan": "sidestep.runtime.plan",
+    "SidestepScheduler": "sidestep.adapters.scheduler",
+    "Solver": "sidestep.runtime.solvers",
+    "disable": "sidestep.adapters.enable",
+    "enable": "sidestep.adapters.enable",
+    "load_pipeline": "sidestep.models",
+}
+
+__all__ = [
+    "Adaptive",
+    "BackendUnavailable",
+    "DynamicThreshold",
+    "Plan",
+    "SidestepScheduler",
+    "Solver",
+    "__version__",
+    "disable",
+    "enable",
+    "load_pipeline",
+]
+
+if TYPE_CHECKING:
+    from sidestep.adapters.enable import disable, enable
+    from sidestep.adapters.scheduler import SidestepScheduler
+    from sidestep.kernels import BackendUnavailable
+    from sidestep.models import load_pipeline
+    from sidestep.runtime.methods.adaptive import Adaptive
+    from sidestep.runtime.plan import Plan
+    from sidestep.runtime.solvers import Solver
+    from sidestep.runtime.thresholding import DynamicThreshold
+
+
+def __getattr__(name: str) -> Any:
+    """Imports a public name on first use: ``import sidestep`` is quick and touches nothing."""
+    if name not in _EXPORTS:
+        raise AttributeError(f"module 'sidestep' has no attribute {name!r}")
+    return getattr(importlib.import_module(_EXPORTS[name]), name)

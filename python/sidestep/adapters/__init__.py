@@ -1,0 +1,1 @@
+"""Everything that knows diffusers: schedulers, the model hook, `enable`."""

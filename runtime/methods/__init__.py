@@ -1,0 +1,1 @@
+"""Policies about which model calls to make; one method a file."""

@@ -1,0 +1,50 @@
+"""What a generation cost, and why: the numbers behind `Handle.summary`."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary:
+    """The last generation, image by image.
+
+    Attributes:
+        method: The settings that made it.
+        nfe: ``[images]`` model evaluations of each image; a guidance pair counts as one.
+        ticks: Sequential model calls.
+        steps: Scheduler steps.
+        skip_map: ``[images][steps]``, True where the model was called.
+        reasons: ``[images][steps]``: "warm-up", "criterion", "cap", "skipped"; "batch changed" or
+            "no output to reuse" where a row could have skipped and had nothing to skip with.
+        criterion: ``[images][steps]``, the number that decided the step, NaN where none did.
+        note: Why nothing was skipped; empty if something was.
+    """
+
+    method: str
+    nfe: tuple[float, ...]
+    ticks: int
+    steps: int
+    skip_map: tuple[tuple[bool, ...], ...]
+    reasons: tuple[tuple[str, ...], ...]
+    criterion: tuple[tuple[float, ...], ...]
+    note: str = ""
+
+    def __str__(self) -> str:
+        """One line for the generation and one for each image."""
+        lines = [self.method]
+        if self.nfe:
+            mean = sum(self.nfe) / len(self.nfe)
+            lines[0] += (
+                f": {self.steps} steps, {len(self.nfe)} images, {mean:.1f} model calls per image "
+                f"({self.steps / mean:.2f}x fewer), {self.ticks} sequential calls"
+            )
+        for i, (called, reasons) in enumerate(zip(self.skip_map, self.reasons, strict=True)):
+            marks = "".join("#" if call else "." for call in called)
+            counts = Counter(reasons)
+            why = ", ".join(f"{count} {reason}" for reason, count in counts.items())
+            lines.append(f"  image {i}  {marks}  {self.nfe[i]:.0f} calls: {why}")
+        if self.note:
+            lines.append(f"  {self.note}")
+        return "\n".join(lines)

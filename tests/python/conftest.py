@@ -1,0 +1,34 @@
+"""Makes `tiny_pipelines` importable by its stem, and gives its pipelines as fixtures.
+
+`tests` itself must stay off sys.path: it holds a folder `runtime`, which would become importable.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from diffusers import StableDiffusionPipeline
+
+_path = Path(__file__).resolve().parent / "tiny_pipelines.py"
+_spec = importlib.util.spec_from_file_location(_path.stem, _path)
+assert _spec is not None and _spec.loader is not None
+tiny_pipelines = sys.modules[_path.stem] = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(tiny_pipelines)
+
+
+@pytest.fixture(params=["sd", "sdxl"])
+def pipe(request: pytest.FixtureRequest) -> Any:
+    """A tiny Stable Diffusion pipeline (DDIM), and a tiny SDXL one (Euler)."""
+    return getattr(tiny_pipelines, f"tiny_{request.param}")()
+
+
+@pytest.fixture
+def sd() -> StableDiffusionPipeline:
+    """A tiny Stable Diffusion pipeline (DDIM)."""
+    return tiny_pipelines.tiny_sd()

@@ -1,0 +1,348 @@
+"""The stepwise driver on small functions: which rows run, what is gathered, what is given back."""
+
+from collections import namedtuple
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from sidestep.runtime.methods.adaptive import Adaptive
+from sidestep.runtime.methods.criterion import Decision
+from sidestep.runtime.rows import take_rows
+from sidestep.runtime.stepwise import Stepwise, step_sizes
+
+ROWS = 3
+Pair = namedtuple("Pair", "first second")
+
+
+class Script:
+    """A criterion that computes what it is told: one string of '#' and '.' per step and row."""
+
+    def __init__(self, *steps: str) -> None:
+        self.steps = steps
+
+    def start(self, rows: int, steps: int | None = None) -> None:
+        self.rows = rows
+
+    def observe(self, step: int, delta: Tensor) -> Decision:
+        marks = self.steps[step + 1] if step + 1 < len(self.steps) else "#" * self.rows
+        return Decision(
+            compute=[mark == "#" for mark in marks],
+            reasons=["criterion" if mark == "#" else "skipped" for mark in marks],
+            value=delta,
+        )
+
+
+class Model:
+    """Returns 2 x + context, and remembers what it was called with."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+
+    def __call__(self, x: Tensor, *args: Any, context: Tensor | float = 0.0, **kwargs: Any) -> Any:
+        self.calls.append(((x, *args), {"context": context, **kwargs}))
+        return (2 * x + context,)
+
+    @property
+    def rows(self) -> list[int]:
+        return [len(args[0]) for args, _ in self.calls]
+
+
+def latents(seed: int, rows: int = ROWS) -> Tensor:
+    return torch.randn(rows, 4, 2, 2, generator=torch.Generator().manual_seed(seed))
+
+
+def drive(driver: Stepwise, model: Any, steps: int, branches: int = 1) -> list[Tensor]:
+    """The loop of a host; returns the model outputs that it saw."""
+    driver.begin(steps)
+    seen = []
+    for k in range(steps):
+        x = latents(k)
+        seen.append(driver.predict(model, (torch.cat([x] * branches),), {})[0].clone())
+        driver.observe(x, latents(k + 1))
+    return seen
+
+
+def test_only_rows_that_compute_are_called_and_the_rest_is_held() -> None:
+    driver, model = Stepwise(Script("###", "###", "#.#", "...", ".#.")), Model()
+    seen = drive(driver, model, 5)
+    assert model.rows == [3, 3, 2, 1]
+    for k, source in enumerate([(0, 0, 0), (1, 1, 1), (2, 1, 2), (2, 1, 2), (2, 4, 2)]):
+        for row, origin in enumerate(source):
+            assert torch.equal(seen[k][row], 2 * latents(origin)[row]), (k, row)
+    summary = driver.summary()
+    assert summary.skip_map == (
+        (True, True, True, False, False),
+        (True, True, False, False, True),
+        (True, True, True, False, False),
+    )
+    assert summary.nfe == (3.0, 3.0, 3.0)
+    assert (summary.ticks, summary.steps, summary.note) == (4, 5, "")
+
+
+def test_all_guidance_branches_of_a_row_go_together() -> None:
+    driver, model = Stepwise(Script("###", "###", "..#")), Model()
+    seen = drive(driver, model, 3, branches=2)
+    assert model.rows == [6, 6, 2]
+    given = model.calls[-1][0][0]
+    assert torch.equal(given, latents(2)[[2, 2]])
+    for half in seen[2].chunk(2):
+        assert torch.equal(half[:2], 2 * latents(1)[:2])
+        assert torch.equal(half[2], 2 * latents(2)[2])
+
+
+def test_every_batch_first_tensor_is_gathered_and_nothing_else() -> None:
+    one = torch.arange(4.0)
+    tree = {
+        "embeds": torch.arange(12.0).view(4, 3),
+        "list": [one, (one, None, 3)],
+        "pair": Pair(one, "text"),
+        "scalar": torch.tensor(7.0),
+        "other": torch.arange(5.0),
+        "broadcast": torch.ones(1, 3),
+    }
+    taken = take_rows(tree, torch.tensor([3, 1]), 4)
+    assert taken["embeds"].tolist() == [[9, 10, 11], [3, 4, 5]]
+    assert taken["list"][0].tolist() == taken["list"][1][0].tolist() == [3, 1]
+    assert taken["list"][1][1:] == (None, 3)
+    assert isinstance(taken["pair"], Pair) and taken["pair"].first.tolist() == [3, 1]
+    for name in ("scalar", "other", "broadcast"):
+        assert taken[name] is tree[name]
+    assert tree["embeds"].shape == (4, 3)
+
+
+def test_channels_last_survives_gathering() -> None:
+    x = torch.randn(4, 3, 5, 5).contiguous(memory_format=torch.channels_last)
+    taken = take_rows(x, torch.tensor([0, 2]), 4)
+    assert taken.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_arguments_reach_the_model_untouched_when_all_rows_compute() -> None:
+    driver, model = Stepwise(Script("###")), Model()
+    x, context = latents(0), torch.zeros(ROWS, 1, 1, 1)
+    driver.begin()
+    driver.predict(model, (x, 981), {"context": context})
+    args, kwargs = model.calls[0]
+    assert args[0] is x and args[1] == 981 and kwargs["context"] is context
+
+
+def test_keyword_inputs_and_nested_arguments() -> None:
+    def model(*, hidden_states: Tensor, timestep: Tensor, extra: dict) -> dict:
+        counts.append((len(hidden_states), len(timestep), len(extra["ids"])))
+        return {"out": hidden_states + extra["ids"]}
+
+    counts: list[tuple[int, ...]] = []
+    driver = Stepwise(Script("##", ".#"))
+    for k in range(2):
+        x = torch.full((2, 3), float(k))
+        arguments = {
+            "hidden_states": torch.cat([x, x]),
+            "timestep": torch.full((4,), 10),
+            "extra": {"ids": torch.arange(4.0)[:, None]},
+        }
+        output = driver.predict(model, (), arguments)
+        driver.observe(x, x + 1)
+    assert counts == [(4, 4, 4), (2, 2, 2)]
+    assert output["out"].tolist() == [[0.0] * 3, [2.0] * 3, [2.0] * 3, [4.0] * 3]
+
+
+def test_writing_into_a_result_does_not_reach_what_is_held() -> None:
+    driver, model = Stepwise(Script("###", "...", "#..", "...")), Model()
+    for k in range(4):
+        x = latents(k)
+        output = driver.predict(model, (x,), {})[0]
+        expected = torch.stack([2 * latents(2 if k >= 2 else 0)[0], *(2 * latents(0)[1:])])
+        assert torch.equal(output, expected)
+        output += 100
+        driver.observe(x, latents(k + 1))
+
+
+def test_separate_calls_for_the_branches_of_one_step() -> None:
+    driver, model = Stepwise(Script("###", ".##")), Model()
+    for k in range(2):
+        x = latents(k)
+        cond = driver.predict(model, (x,), {"context": torch.ones(ROWS, 1, 1, 1)})[0]
+        uncond = driver.predict(model, (x,), {"context": torch.zeros(ROWS, 1, 1, 1)})[0]
+        driver.observe(x, latents(k + 1))
+    assert model.rows == [3, 3, 2, 2]
+    assert (
+        torch.equal(cond - uncond, torch.ones_like(cond)) or (cond - uncond - 1).abs().max() < 1e-6
+    )
+    assert torch.equal(uncond[0], 2 * latents(0)[0])
+    assert driver.summary().nfe == (1.0, 2.0, 2.0)
+    assert driver.summary().ticks == 4
+
+
+@pytest.mark.parametrize("change", ["guidance off", "resolution", "dtype"])
+def test_a_changed_batch_is_computed_in_full(change: str) -> None:
+    driver, model = Stepwise(Script("###", "...", "...", "...")), Model()
+    for k in range(4):
+        x = latents(k)
+        given = torch.cat([x, x])
+        if k >= 2:
+            given = {"guidance off": x, "resolution": given[..., :1], "dtype": given.double()}[
+                change
+            ]
+        output = driver.predict(model, (given,), {})[0]
+        assert output.shape == given.shape and output.dtype == given.dtype
+        driver.observe(x, latents(k + 1))
+    assert len(model.calls) == 2
+    assert model.rows == [6, 3 if change == "guidance off" else 6]
+    assert driver.summary().reasons == (("warm-up", "skipped", "batch changed", "skipped"),) * 3
+    assert driver.summary().skip_map == ((True, False, True, False),) * 3
+
+
+def test_other_rows_in_the_middle_start_afresh() -> None:
+    driver, model = Stepwise(Script("###", "...", "...")), Model()
+    driver.begin(6)
+    for k, rows in enumerate([3, 3, 2, 2]):
+        x = latents(k, rows)
+        output = driver.predict(model, (x,), {})[0]
+        assert len(output) == rows
+        driver.observe(x, x + 1)
+    assert model.rows == [3, 2, 2]
+    assert driver.summary().reasons == (("warm-up", "no output to reuse"),) * 2
+
+
+def test_outputs_that_cannot_be_cut_into_rows_are_never_reused() -> None:
+    class Opaque:
+        pass
+
+    for extra in (Opaque(), torch.tensor(1.0), torch.ones(5), "text"):
+        calls = []
+
+        def model(x: Tensor, extra: Any = extra, calls: list = calls) -> Any:
+            calls.append(len(x))
+            return x, extra
+
+        driver = Stepwise(Script("###", "...", "#.."))
+        drive_pairs = [latents(0), latents(1), latents(2)]
+        for x in drive_pairs:
+            assert torch.equal(driver.predict(model, (x,), {})[0], x)
+            driver.observe(x, x + 1)
+        assert calls == [3, 3, 3]
+        assert "no output to reuse" in driver.summary().note
+
+
+def test_a_model_that_returns_other_rows_is_an_error() -> None:
+    driver = Stepwise(Script("###", "#.."))
+    driver.predict(lambda x: x, (latents(0),), {})
+    driver.observe(latents(0), latents(1))
+    with pytest.raises(RuntimeError, match=r"given 1 of 3 rows and returned \[\[3, 4, 2, 2\]\]"):
+        driver.predict(lambda x: latents(7), (latents(1),), {})
+
+
+def test_nothing_survives_a_generation() -> None:
+    model = Model()
+    driver = Stepwise(Script("###", "..."))
+    drive(driver, model, 2)
+    driver.begin()
+    driver.predict(model, (latents(9),), {})  # a host that fails here
+    seen = drive(driver, model, 2)
+    assert model.rows == [3, 3, 3]
+    assert torch.equal(seen[1], 2 * latents(0))
+
+
+def test_a_planned_generation_ends_with_its_last_step() -> None:
+    model = Model()
+    driver = Stepwise(Script("###", "...", "..."))
+    drive(driver, model, 2)
+    driver.predict(model, (latents(5),), {})
+    assert model.rows == [3, 3]  # not the held output of the generation that is over
+    assert driver.summary().steps == 2
+
+
+def test_a_failing_call_may_be_tried_again() -> None:
+    def fails(x: Tensor) -> Tensor:
+        raise MemoryError
+
+    driver, model = Stepwise(Script("###", "###", "...")), Model()
+    for k in range(3):
+        if k == 1:
+            with pytest.raises(MemoryError):
+                driver.predict(fails, (latents(k),), {})
+        output = driver.predict(model, (latents(k),), {})[0]
+        driver.observe(latents(k), latents(k + 1))
+    assert torch.equal(output, 2 * latents(1))
+    assert driver.summary().ticks == 2
+
+
+def test_calls_without_a_scheduler_hold_nothing() -> None:
+    driver, model = Stepwise(Script("###")), Model()
+    for k in range(50):
+        driver.predict(model, (latents(k),), {})
+    assert len(model.calls) == 50
+    assert len(driver._generation.held) == 4
+
+
+def test_step_sizes_are_per_row_means_in_float32() -> None:
+    x = torch.zeros(2, 3, 4, dtype=torch.bfloat16)
+    x_next = torch.full_like(x, 0.5)
+    x_next[1] = -1.5
+    sizes = step_sizes(x, x_next)
+    assert sizes.dtype == torch.float32 and sizes.tolist() == [0.5, 1.5]
+
+
+def test_step_sizes_of_the_scheduler_are_used_where_it_has_them() -> None:
+    driver, model = Stepwise(Script("###", "###", "###")), Model()
+    buffer = torch.zeros(3)
+    for k in range(3):
+        driver.predict(model, (latents(k),), {})
+        buffer += torch.tensor([1.0, 2.0, 3.0])  # a kernel's own, written again at every step
+        driver.observe(latents(k), latents(k + 1), buffer)
+    assert [row[1:] for row in driver.summary().criterion] == [(1.0, 2.0), (2.0, 4.0), (3.0, 6.0)]
+
+
+class CountReads(TorchFunctionMode):
+    """Counts what would make the host wait for a device."""
+
+    READS = ("tolist", "item", "__bool__", "__float__", "__int__", "cpu", "numpy", "nonzero")
+    count = 0
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += getattr(func, "__name__", "") in self.READS
+        return func(*args, **(kwargs or {}))
+
+
+def test_one_host_read_per_step_and_none_in_the_warm_up() -> None:
+    driver, model = Stepwise(Adaptive(threshold=0.5, max_skip=2).criterion()), Model()
+    driver.begin(12)
+    reads = []
+    for k in range(12):
+        with CountReads() as mode:
+            driver.predict(model, (latents(k),), {})
+            driver.observe(latents(k), latents(k + 1))
+        reads.append(mode.count)
+    assert reads == [0, 0, 0] + [1] * 8 + [0]
+    assert sum(driver.summary().nfe) < 36
+
+
+def test_summary_says_why_nothing_was_skipped() -> None:
+    driver = Stepwise(Adaptive(threshold=0).criterion(), method="Adaptive")
+    assert driver.summary().note == "no generation has run yet"
+    drive(driver, Model(), 4)
+    assert driver.summary().note == "nothing was skipped: of 12 calls 12 by warm-up"
+    drive(driver, Model(), 7)
+    note = driver.summary().note
+    assert note.startswith(
+        "nothing was skipped: of 21 calls 12 by warm-up, 9 by criterion; smallest"
+    )
+    driver.begin()
+    assert driver.summary().steps == 7  # until the next one has a step
+    lost = Stepwise(Adaptive().criterion())
+    lost.begin(2)
+    lost.observe(latents(0), latents(1))
+    assert "stepped 1 times without a call" in lost.summary().note
+
+
+def test_summary_as_text() -> None:
+    driver = Stepwise(Script("###", "..#", "###"), method="Script")
+    drive(driver, Model(), 3)
+    lines = str(driver.summary()).splitlines()
+    assert lines[0] == (
+        "Script: 3 steps, 3 images, 2.3 model calls per image (1.29x fewer), 3 sequential calls"
+    )
+    assert lines[1] == "  image 0  #.#  2 calls: 1 warm-up, 1 skipped, 1 criterion"
+    assert lines[3] == "  image 2  ###  3 calls: 1 warm-up, 2 criterion"
