@@ -197,7 +197,7 @@ class Beta(Grid):
             return low + (high - low) * betaincinv(self.a, self.b, np.linspace(1, 0, points))
 
         if self.of == "time":
-            return _spread(self, schedule, steps, start, np.float64, np.float64, even)
+            return _spread(self, schedule, steps, start, np.asarray, np.asarray, even)
         return _spread(
             self, schedule, steps, start, schedule.noise_level, schedule.t_from_noise_level, even
         )

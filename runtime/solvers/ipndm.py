@@ -9,6 +9,7 @@ Source: DEIS (Zhang and Chen 2022), section 3.3 and Appendix C, after PNDM (Liu 
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import Any
 
 from sidestep.runtime.program import Form, Program
 from sidestep.runtime.solvers.exponential import Integrator, differences
@@ -41,6 +42,9 @@ def write_ipndm(
                 for c in ADAMS_BASHFORTH[current - 2 : current]
             ]
             x, error = x + terms[1], terms[1] - terms[0]
-        kept = {"m1": call.eps, **{f"m{j + 2}": v for j, v in enumerate(older[: order - 2])}}
+        kept: dict[str, Any] = {
+            "m1": call.eps,
+            **{f"m{j + 2}": v for j, v in enumerate(older[: order - 2])},
+        }
         program.step(**call.step, x=x, error=error or None, **kept)
         known = min(known + 1, order - 1)

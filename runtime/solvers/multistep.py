@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 from sidestep.runtime.program import Form, Program
 from sidestep.runtime.solvers.exponential import Integrator, differences, quadrature
@@ -81,7 +82,10 @@ def write_multistep(
         correction = _correction(rule, s, t, nodes, older, m, order)
         error = correction - _correction(rule, s, t, nodes, older, m, order - 1)
         x = x + correction + rule.integrator.noise(s, t) * program.noise()
-        kept = {"m1": m, **{f"m{j + 2}": value for j, value in enumerate(older[: rule.order - 2])}}
+        kept: dict[str, Any] = {
+            "m1": m,
+            **{f"m{j + 2}": value for j, value in enumerate(older[: rule.order - 2])},
+        }
         program.step(**call.step, x=x, error=error or None, **kept)
         nodes = [s, *nodes][: rule.order - 1] if s.finite else []
 

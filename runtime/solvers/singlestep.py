@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 from sidestep.runtime.program import Form, Program
 from sidestep.runtime.solvers.exponential import Integrator, V, differences, quadrature
@@ -98,7 +99,7 @@ def write_step(program: Program, problem: Problem, span: list[Point], rule: Sing
             carried = integrator.decay(here, target) * path if integrator.eta else Form()
             noise = carried + integrator.noise(here, target) * program.noise()
             error = _error(rule, s, target, inner[:i], values) if final else Form()
-        newest = {f"m{j + 1}": value for j, value in enumerate(reversed(values))}
+        newest: dict[str, Any] = {f"m{j + 1}": value for j, value in enumerate(reversed(values))}
         kept_x = Program.x if i == 0 else base
         program.step(
             **call.step, x=x + noise, error=error or None, base=kept_x, path=noise, **newest

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 from sidestep.runtime.program import Form, Program
 from sidestep.runtime.solvers.exponential import Integrator, differences, quadrature
@@ -74,7 +75,10 @@ def write_unipc(
         weights = rule.weights(s, t, nodes[: order - 1])
         x = _first(integrator, s, t, corrected, call.x0, call.eps, m)
         x = x + (differences(weights, older[: order - 1], m) or Form())
-        newest = {"m1": m, **{f"m{j + 2}": v for j, v in enumerate(older[: rule.order - 1])}}
+        newest: dict[str, Any] = {
+            "m1": m,
+            **{f"m{j + 2}": v for j, v in enumerate(older[: rule.order - 1])},
+        }
         error = corrected - Program.x
         program.step(**call.step, x=x, error=error or None, start=corrected, **newest)
         nodes = [s, *nodes][: rule.order]

@@ -1,5 +1,7 @@
 """`SidestepScheduler` in a diffusers loop, against the plan that it runs."""
 
+from itertools import pairwise
+
 import diffusers
 import numpy as np
 import pytest
@@ -150,7 +152,7 @@ def test_a_flow_is_recognised() -> None:
     times = np.linspace(1, 0, 6)
     sigmas = 3 * times / (1 + 2 * times)
     expected = x.double()
-    for s, t in zip(sigmas[:-1], sigmas[1:], strict=True):
+    for s, t in pairwise(sigmas):
         expected = expected + (t - s) * _model(expected, 1000 * s)
     assert ours.timesteps.tolist() == pytest.approx((1000 * sigmas[:-1]).tolist(), abs=1e-3)
     assert torch.allclose(_loop(ours, x).double(), expected, atol=1e-4)

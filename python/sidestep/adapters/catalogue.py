@@ -37,7 +37,7 @@ def peer_scheduler(label: str, config: Any) -> SchedulerMixin:
     return getattr(diffusers, name).from_config(config, **settings)
 
 
-def make_scheduler(solver: str | None, grid: str | None, own: SchedulerMixin) -> SchedulerMixin:
+def make_scheduler(solver: str | None, grid: str | None, own: Any) -> SchedulerMixin:
     """The scheduler of that name for the model whose own scheduler is given.
 
     Args:
@@ -78,7 +78,7 @@ def _diffusers_class(name: str) -> Any:
     return None
 
 
-def solver_name(solver: str | None, grid: str | None, own: SchedulerMixin) -> str:
+def solver_name(solver: str | None, grid: str | None, own: Any) -> str:
     """The short name in tables: ``dpmsolver++2m karras``, ``ddim``, ``euler``."""
     if solver in SOLVERS:
         return f"{solver} {grid or DEFAULT_GRID}"
@@ -87,7 +87,7 @@ def solver_name(solver: str | None, grid: str | None, own: SchedulerMixin) -> st
     return name.removesuffix("Discrete").lower()
 
 
-def named_plan(solver: str, grid: str, own: SchedulerMixin, steps: int) -> Plan:
+def named_plan(solver: str, grid: str, own: Any, steps: int) -> Plan:
     """One of our plans for the model whose own scheduler is given."""
     scheduler = SidestepScheduler.from_config(own.config, solver=solver, grid=grid)
     return find_solver(solver).plan(

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 from torch import Tensor
-
-if TYPE_CHECKING:
-    from diffusers import StableDiffusionPipeline
 
 
 class GuidedDenoiser:
@@ -20,7 +17,7 @@ class GuidedDenoiser:
         nfe: Calls made so far; a guidance pair counts as one.
     """
 
-    def __init__(self, pipe: StableDiffusionPipeline, prompts: list[str], guidance: float) -> None:
+    def __init__(self, pipe: Any, prompts: list[str], guidance: float) -> None:
         """Encodes the prompts once.
 
         Args:
@@ -48,7 +45,7 @@ class GuidedDenoiser:
 
 
 @torch.no_grad()
-def decode(pipe: StableDiffusionPipeline, latents: Tensor) -> Tensor:
+def decode(pipe: Any, latents: Tensor) -> Tensor:
     """Pictures ``[B, 3, H, W]`` in [0, 1] of latents ``[B, C, h, w]``."""
     images = pipe.vae.decode(latents / pipe.vae.config.scaling_factor).sample
     return (images / 2 + 0.5).clamp(0, 1)

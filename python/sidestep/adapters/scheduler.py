@@ -182,7 +182,8 @@ class SidestepScheduler(SchedulerMixin, ConfigMixin):
         return alpha * original_samples + sigma * noise
 
     def __len__(self) -> int:
-        return int(self.config.num_train_timesteps)
+        config: Any = self.config
+        return int(config.num_train_timesteps)
 
     def _index_of(self, timestep: float | Tensor | None) -> int:
         """The step whose timestep is nearest; 0 where none is given."""
@@ -191,11 +192,12 @@ class SidestepScheduler(SchedulerMixin, ConfigMixin):
         return int(np.abs(self._plan.timesteps - float(timestep)).argmin())
 
     def _compile(self, begin: int) -> Plan:
+        config: Any = self.config
         return self._solver.plan(
             self.schedule,
             self._grid,
             self._steps_asked,
-            prediction=self.config.prediction_type,
+            prediction=config.prediction_type,
             begin=begin,
         )
 
@@ -237,7 +239,7 @@ class _State:
 
         used = self.plan.used_draw(self.step)
         noise = None
-        for j in range(int(self.plan.draws[self.step])):
+        for j in range(int(np.asarray(self.plan.draws)[self.step])):
             drawn = randn_tensor(
                 tuple(self.shape), generator=generator, device=self.registers.device
             )

@@ -1,0 +1,184 @@
+"""``sidestep bench solvers``: distance to a 1000-step reference, for every solver and grid.
+
+Each solver and grid makes the same pictures from the same noise with few model calls; the
+distance is taken to one run with many steps, in latents (root mean square) and pictures (PSNR).
+diffusers' own schedulers stand beside ours, compiled by `Plan.from_scheduler`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from sidestep.adapters.catalogue import PEERS, named_plan, peer_scheduler
+from sidestep.adapters.denoiser import GuidedDenoiser, decode
+from sidestep.metrics import latent_rms, mean_psnr, psnr
+from sidestep.models import load_pipeline, load_prompts
+from sidestep.report.progress import progress
+from sidestep.runtime.plan import Plan
+from sidestep.runtime.solvers import GRIDS, SOLVERS
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+REFERENCE = ("dpmsolver++2m", "trailing")
+PNDM_CLAIM = ("PNDMScheduler", 50)
+"""The claim DPM-Solver++ was known for: 25 steps at least as close as 50 steps of PNDM."""
+
+
+def run(
+    *, model: str, prompts: int, reference_steps: int, calls: list[int], guidance: float, seed: int
+) -> dict[str, Any]:
+    """Measures every solver, grid and number of calls, and every peer.
+
+    Returns:
+        The JSON document: ``results`` (one entry per solver, grid and calls), ``best`` (the best
+        of ours per number of calls) and ``claim``.
+    """
+    pipe = load_pipeline(model)
+    texts = load_prompts("novel")
+    texts = texts[:: max(1, len(texts) // prompts)][:prompts]
+    noise = torch.cat(
+        [torch.randn(1, *_latent_shape(pipe), generator=torch.Generator().manual_seed(seed + i))
+         for i in range(len(texts))]
+    )  # fmt: skip
+    denoiser = GuidedDenoiser(pipe, texts, guidance)
+    jobs = _jobs(pipe, calls)
+    total = sum(len(plan) for *_, plan in jobs) + reference_steps
+    with progress(total, "reference") as advance:
+        reference_plan = named_plan(*REFERENCE, pipe.scheduler, reference_steps)
+        reference = _sample(reference_plan, denoiser, noise, partial(advance, "reference"))
+        pictures = decode(pipe, reference)
+        results = []
+        for source, solver, grid, asked, plan in jobs:
+            label = f"{solver} {grid or ''} {asked}"
+            latents = _sample(plan, denoiser, noise, partial(advance, label))
+            decibels = psnr(decode(pipe, latents), pictures)
+            results.append(
+                {
+                    "source": source, "solver": solver, "grid": grid, "steps": asked,
+                    "nfe": len(plan), "psnr": mean_psnr(decibels),
+                    "latent_rms": sum(rms := latent_rms(latents, reference)) / len(rms),
+                }
+            )  # fmt: skip
+    return {
+        "command": "bench solvers",
+        "model": model,
+        "prompts": texts,
+        "guidance": guidance,
+        "reference": f"{' '.join(REFERENCE)}, {reference_steps} calls",
+        "results": results,
+        "best": _best(results, calls),
+        "claim": _claim(results),
+    }
+
+
+def _latent_shape(pipe: Any) -> tuple[int, int, int]:
+    config = pipe.unet.config
+    return config.in_channels, config.sample_size, config.sample_size
+
+
+def _jobs(pipe: Any, calls: list[int]) -> list[tuple[str, str, str | None, int, Plan]]:
+    """(source, solver, grid, calls asked for, plan), deterministic solvers only."""
+    jobs: list[tuple[str, str, str | None, int, Plan]] = []
+    for name in PEERS:
+        for n in sorted({*calls, PNDM_CLAIM[1]}):
+            plan = Plan.from_scheduler(peer_scheduler(name, pipe.scheduler.config), n)
+            jobs.append(("diffusers", name, None, n, plan))
+    seen: set[tuple[bytes, bytes]] = set()
+    for solver in SOLVERS:
+        for grid in GRIDS:
+            for n in calls:
+                plan = named_plan(solver, grid, pipe.scheduler, n)
+                same = (plan.timesteps.tobytes(), plan.matrices.tobytes())
+                if not plan.stochastic and same not in seen:  # some grids have two names
+                    seen.add(same)
+                    jobs.append(("sidestep", solver, grid, n, plan))
+    return jobs
+
+
+def _sample(
+    plan: Plan, denoiser: GuidedDenoiser, noise: Tensor, advance: Callable[[], None]
+) -> Tensor:
+    x = noise * plan.initial_scale
+    return plan.run(denoiser, x, callback=lambda _k, _x: advance())
+
+
+def _best(results: list[dict[str, Any]], calls: list[int]) -> list[dict[str, Any]]:
+    """The best of ours at each number of calls, by latent distance."""
+    best = []
+    for n in calls:
+        ours = [r for r in results if r["source"] == "sidestep" and r["nfe"] <= n <= r["nfe"] + 1]
+        if ours:
+            best.append({"calls": n, **min(ours, key=lambda r: r["latent_rms"])})
+    return best
+
+
+def _claim(results: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """Best DPM-Solver++ at 25 calls beside PNDM at 50 steps, and whether the claim holds."""
+    pndm = [r for r in results if (r["solver"], r["steps"]) == PNDM_CLAIM]
+    ours = [r for r in results if r["steps"] == 25 and r["solver"].startswith("dpmsolver++")]
+    if not pndm or not ours:
+        return None
+    best = min(ours, key=lambda r: r["latent_rms"])
+    holds = best["latent_rms"] <= pndm[0]["latent_rms"] and best["psnr"] >= pndm[0]["psnr"]
+    return {"dpmsolver++ 25": best, "pndm 50": pndm[0], "holds": holds}
+
+
+def chart(document: dict[str, Any]) -> Figure:
+    """PSNR against model calls: the best grid of each solver of ours, and the peers."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, 2, figsize=(12, 4.8), layout="constrained", sharey=True)
+    results = document["results"]
+    for axis, source, title in zip(
+        axes, ("sidestep", "diffusers"), ("sidestep, best grid", "diffusers' own"), strict=True
+    ):
+        chosen = [r for r in results if r["source"] == source]
+        for solver in dict.fromkeys(r["solver"] for r in chosen):
+            best: dict[int, float] = {}
+            for r in chosen:
+                if r["solver"] == solver:
+                    best[r["nfe"]] = max(best.get(r["nfe"], -1.0), r["psnr"])
+            points = sorted(best.items())
+            axis.plot(*zip(*points, strict=True), marker="o", ms=3, lw=1.2, label=solver)
+        axis.set(xlabel="model calls", title=title)
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize=7)
+    axes[0].set_ylabel("PSNR to the reference, dB")
+    figure.suptitle(f"{document['model']}, reference: {document['reference']}", fontsize=9)
+    return figure
+
+
+def print_report(document: dict[str, Any]) -> None:
+    """The ten closest at each number of calls, the peers, and the claim."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    for n in sorted({r["steps"] for r in document["results"]}):
+        table = Table(title=f"{n} steps")
+        for column in ("solver", "grid", "calls", "latent RMS", "PSNR"):
+            table.add_column(column, justify="left" if column in ("solver", "grid") else "right")
+        rows = [r for r in document["results"] if r["steps"] == n]
+        ours = sorted((r for r in rows if r["source"] == "sidestep"), key=lambda r: r["latent_rms"])
+        for r in [*ours[:10], *(r for r in rows if r["source"] == "diffusers")]:
+            table.add_row(
+                r["solver"], r["grid"] or "", str(r["nfe"]), f"{r['latent_rms']:.4f}",
+                f"{r['psnr']:.1f}",
+            )  # fmt: skip
+        console.print(table)
+    if document["claim"]:
+        ours, pndm = document["claim"]["dpmsolver++ 25"], document["claim"]["pndm 50"]
+        verdict = "holds" if document["claim"]["holds"] else "fails"
+        console.print(
+            f"25 calls of {ours['solver']} on {ours['grid']}: {ours['psnr']:.1f} dB; 50 steps of "
+            f"PNDM: {pndm['psnr']:.1f} dB. The claim {verdict}."
+        )

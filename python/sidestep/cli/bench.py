@@ -1,0 +1,61 @@
+"""``sidestep bench``: measurements side by side with diffusers, in one run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sidestep.cli import common
+
+app = typer.Typer(no_args_is_help=True, help="Measurements side by side with peers, in one run.")
+
+
+@app.command("step")
+def step(
+    repeats: Annotated[int, typer.Option(help="Timed repetitions of each case.")] = 200,
+    as_json: common.Json = False,
+) -> None:
+    """The fused solver step against diffusers' scheduler.step and against a memory copy."""
+    from sidestep.bench import step as suite
+
+    common.check_positive(repeats=repeats)
+    document = suite.run(repeats=repeats)
+    if as_json:
+        common.print_json(document)
+        return
+    suite.print_report(document)
+
+
+@app.command("solvers")
+def solvers(
+    model: common.Model = "emoji-sd",
+    prompts: Annotated[int, typer.Option(help="Novel prompts to average over.")] = 8,
+    reference_steps: Annotated[int, typer.Option(help="Calls of the reference run.")] = 1000,
+    calls: Annotated[
+        list[int] | None, typer.Option(help="Model calls (repeat). Default: 10 15 20 25 50.")
+    ] = None,
+    guidance: common.Guidance = 7.5,
+    seed: common.Seed = 0,
+    out: common.Out = Path("sidestep-solvers.png"),
+    as_json: common.Json = False,
+) -> None:
+    """Distance to a 1000-step reference against model calls, for every solver and grid."""
+    from sidestep.bench import solvers as suite
+    from sidestep.report.pictures import check_writable, save_figure
+
+    common.check_positive(prompts=prompts, reference_steps=reference_steps)
+    check_writable(out)
+    document = suite.run(
+        model=model, prompts=prompts, reference_steps=reference_steps,
+        calls=calls or [10, 15, 20, 25, 50], guidance=guidance, seed=seed,
+    )  # fmt: skip
+    document["environment"] = common.environment()
+    save_figure(suite.chart(document), out)
+    document["pictures"] = [str(out)]
+    if as_json:
+        common.print_json(document)
+        return
+    suite.print_report(document)
+    print(f"chart: {out}")

@@ -1,0 +1,172 @@
+"""What the commands share: options, the prompts, the JSON object, progress on stderr."""
+
+from __future__ import annotations
+
+import json
+import math
+import platform
+import sys
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from sidestep.errors import UserError
+
+
+class Method(str, Enum):
+    """The methods of the command line."""
+
+    serial = "serial"
+    adaptive = "adaptive"
+
+
+class Dtype(str, Enum):
+    """The model's dtype."""
+
+    float32 = "float32"
+    float16 = "float16"
+    bfloat16 = "bfloat16"
+
+
+Prompts = Annotated[list[str] | None, typer.Argument(help="Prompts.", show_default=False)]
+PromptFile = Annotated[
+    str | None,
+    typer.Option("--prompts", help="A file, one prompt a line, or a bundled set: novel, trained."),
+]
+Model = Annotated[str, typer.Option(help="emoji-sd (bundled) or a local diffusers folder.")]
+Solver = Annotated[
+    str | None,
+    typer.Option(
+        help="One of our plans (dpmsolver++2m, ...) or a diffusers scheduler class "
+        "(EulerDiscreteScheduler, ...). Default: the pipeline's own scheduler."
+    ),
+]
+Grid = Annotated[str | None, typer.Option(help="Time grid of our plans: karras, lu, ...")]
+Steps = Annotated[int, typer.Option(help="Steps of the sampler.")]
+Guidance = Annotated[float, typer.Option(help="Classifier-free guidance scale.")]
+Seed = Annotated[int, typer.Option(help="Image i starts from seed + i.")]
+Batch = Annotated[int, typer.Option(help="Images a batch.")]
+Threshold = Annotated[float, typer.Option(help="Adaptive: reuse while the criterion is below.")]
+MaxSkip = Annotated[int, typer.Option(help="Adaptive: reuse at most so often in a row.")]
+DtypeOption = Annotated[Dtype, typer.Option("--dtype", help="The model's dtype.")]
+Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
+Out = Annotated[Path, typer.Option(help="The picture to write (PNG).")]
+
+
+def gather_prompts(arguments: list[str] | None, source: str | None, default: str) -> list[str]:
+    """Prompts from the arguments, else from the file or set, else from the default set.
+
+    Raises:
+        UserError: Both were given, or a prompt is empty.
+    """
+    from sidestep.models import load_prompts
+
+    if arguments and source:
+        raise UserError("expected prompts either as arguments or with --prompts, got both")
+    if arguments:
+        if any(not prompt.strip() for prompt in arguments):
+            raise UserError("PROMPT: got an empty prompt, expected some text")
+        return list(arguments)
+    return load_prompts(source or default)
+
+
+def check_positive(**options: float) -> None:
+    """Refuses options that are not positive, by name.
+
+    Raises:
+        UserError: One of them is zero or negative.
+    """
+    for name, value in options.items():
+        if not value > 0:
+            raise UserError(f"--{name.replace('_', '-')}: got {value}, expected more than 0")
+
+
+def environment() -> dict[str, Any]:
+    """What the numbers were measured on."""
+    import diffusers
+    import torch
+
+    from sidestep import __version__, _native
+
+    return {
+        "sidestep": __version__,
+        "torch": torch.__version__,
+        "diffusers": diffusers.__version__,
+        "python": platform.python_version(),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "cpu": _cpu_name(),
+        "threads": torch.get_num_threads(),
+        "simd": _native.simd(),
+    }
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(
+            line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")
+        )
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def print_json(document: dict[str, Any]) -> None:
+    """Writes one object on stdout; numbers that JSON lacks become null."""
+    sys.stdout.write(json.dumps(_finite(document), indent=1) + "\n")
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+MethodOption = Annotated[Method, typer.Option(help="How model calls are saved.")]
+Against = Annotated[
+    str | None, typer.Option(help="Solver of the plain run. Default: the same solver.")
+]
+AgainstSteps = Annotated[
+    int | None, typer.Option(help="Steps of the plain run. Default: the same number.")
+]
+OutFolder = Annotated[Path, typer.Option(help="The folder to write PNG files into.")]
+
+
+def method_settings(method: Method, threshold: float, max_skip: int) -> Any:
+    """The settings of a method, or None for the plain loop.
+
+    Raises:
+        UserError: A setting is out of its range.
+    """
+    from sidestep.runtime.methods.adaptive import Adaptive
+
+    if method is Method.serial:
+        return None
+    try:
+        return Adaptive(threshold=threshold, max_skip=max_skip)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+
+
+def make_folder(folder: Path) -> None:
+    """Creates the output folder, before any work is done.
+
+    Raises:
+        UserError: It cannot be created or written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".sidestep-write-test"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise UserError(f"--out: cannot write into {folder}: {error.strerror}") from error
+
+
+def slug(text: str) -> str:
+    """A prompt as a short file name."""
+    kept = "".join(c if c.isalnum() else "-" for c in text.lower())
+    return "-".join(part for part in kept.split("-") if part)[:40] or "picture"

@@ -1,0 +1,65 @@
+"""``sidestep generate``: pictures from prompts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from sidestep.cli import common
+from sidestep.cli.common import Dtype, Method
+
+
+def generate(
+    prompts: common.Prompts = None,
+    prompt_file: common.PromptFile = None,
+    model: common.Model = "emoji-sd",
+    method: common.MethodOption = Method.adaptive,
+    solver: common.Solver = None,
+    grid: common.Grid = None,
+    steps: common.Steps = 50,
+    guidance: common.Guidance = 7.5,
+    seed: common.Seed = 0,
+    batch: common.Batch = 16,
+    threshold: common.Threshold = 0.01,
+    max_skip: common.MaxSkip = 4,
+    dtype: common.DtypeOption = Dtype.float32,
+    out: common.OutFolder = Path("sidestep-pictures"),
+    as_json: common.Json = False,
+) -> None:
+    """Makes a picture per prompt, a PNG file each."""
+    from sidestep.models import load_pipeline
+    from sidestep.report.pictures import save_image
+    from sidestep.report.progress import progress
+    from sidestep.sampling import Job, run_jobs
+
+    common.check_positive(steps=steps, batch=batch)
+    texts = common.gather_prompts(prompts, prompt_file, default="novel")
+    settings = common.method_settings(method, threshold, max_skip)
+    common.make_folder(out)
+    pipe = load_pipeline(model, getattr(torch, dtype.value))
+    job = Job(label=method.value, method=settings, solver=solver, grid=grid, steps=steps)
+    with progress(-(-len(texts) // batch) * steps, "generate") as advance:
+        (run,) = run_jobs(
+            pipe, [job], texts, guidance=guidance, seed=seed, batch=batch, on_step=advance
+        )
+    files = [out / f"{i:03d}-{common.slug(text)}.png" for i, text in enumerate(texts)]
+    for image, file in zip(run.images, files, strict=True):
+        save_image(image, file)
+    if as_json:
+        common.print_json(
+            {
+                "command": "generate",
+                "environment": common.environment(),
+                "results": [
+                    {
+                        "prompt": text, "file": str(file), "seed": seed + i, "method": method.value,
+                        "solver": run.solver, "steps": steps, "nfe": nfe,
+                    }
+                    for i, (text, file, nfe) in enumerate(zip(texts, files, run.nfe, strict=True))
+                ],
+            }
+        )  # fmt: skip
+        return
+    calls = sum(run.nfe) / len(run.nfe)
+    print(f"{len(files)} pictures in {out}, {calls:.1f} model calls each, {sum(run.seconds):.1f} s")

@@ -1,0 +1,80 @@
+"""The model that ships with the package, its prompts, and loading a pipeline by name or folder."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sidestep.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+
+_FOLDER = Path(__file__).parent
+BUNDLED = {"emoji-sd": _FOLDER / "emoji-sd"}
+PROMPT_SETS = {
+    "novel": _FOLDER / "emoji-sd" / "compositions.txt",
+    "trained": _FOLDER / "emoji-sd" / "captions.txt",
+}
+
+
+def load_pipeline(model: str, dtype: torch.dtype | None = None) -> Any:
+    """Loads a pipeline from a bundled name or a local diffusers folder; never downloads.
+
+    Raises:
+        UserError: There is no such bundled model or folder, or diffusers cannot load it.
+    """
+    from diffusers import DiffusionPipeline
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    folder = BUNDLED.get(model, Path(model))
+    if not (folder / "model_index.json").is_file():
+        names = ", ".join(sorted(BUNDLED))
+        raise UserError(
+            f"--model: {model!r} is neither a bundled model ({names}) nor a diffusers folder "
+            "with a model_index.json"
+        )
+    logging.getLogger("diffusers.pipelines.pipeline_loading_utils").setLevel(logging.CRITICAL)
+    diffusers_logging.disable_progress_bar()
+    transformers_logging.disable_progress_bar()
+    settings = {"safety_checker": None} if "safety_checker" in _components(folder) else {}
+    try:
+        pipe = DiffusionPipeline.from_pretrained(folder, local_files_only=True, **settings)
+    except (OSError, ValueError) as error:
+        raise UserError(f"--model: diffusers cannot load {folder}: {error}") from error
+    if dtype is not None:
+        pipe.to(dtype=dtype)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def _components(folder: Path) -> str:
+    return (folder / "model_index.json").read_text()
+
+
+def load_prompts(source: str) -> list[str]:
+    """Prompts, one a line, from a file or from a bundled set (``novel``, ``trained``).
+
+    ``novel`` are the 64 prompts the bundled model never saw, on which claims are made; of the
+    trained captions every seventh is taken, 64 in all.
+
+    Raises:
+        UserError: No such file, or it holds no prompt.
+    """
+    path = PROMPT_SETS.get(source, Path(source))
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        names = ", ".join(PROMPT_SETS)
+        raise UserError(
+            f"--prompts: cannot read {source!r} as a text file, nor is it one of {names}"
+        ) from error
+    prompts = [line for line in lines if line]
+    if not prompts:
+        raise UserError(f"--prompts: {source} holds no prompt, expected one a line")
+    if source == "trained":
+        stride = max(1, len(prompts) // 64)
+        prompts = prompts[::stride][:64]
+    return prompts

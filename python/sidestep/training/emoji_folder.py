@@ -1,0 +1,171 @@
+"""The pipeline folder the emoji training starts from and the one it writes."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sidestep.errors import UserError
+from sidestep.training.emoji_data import Example
+
+SIZE_LIMIT = 30_000_000
+PARTS = ("scheduler", "text_encoder", "tokenizer", "unet", "vae")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Encoded:
+    """Training examples as the models see them."""
+
+    latents: Tensor  # [N, 4, h, w] fp32
+    tokens: Tensor  # [N, L] int64
+    empty: Tensor  # [L] int64: the tokens of the empty caption
+    weights: Tensor  # [N] fp64: how often each example is drawn
+
+
+def read_lines(path: Path) -> list[str]:
+    """The lines of a text file that are not blank; none where there is no such file."""
+    if not path.is_file():
+        return []
+    return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+
+
+def check_folders(init: Path, out: Path) -> None:
+    """Refuses folders that cannot be read or should not be written, before any work is done.
+
+    Raises:
+        UserError: `init` is no pipeline, or `out` is something else already or cannot be written.
+    """
+    missing = [name for name in PARTS if not (init / name).is_dir()]
+    if missing or not (init / "model_index.json").is_file():
+        lacks = missing[0] if missing else "model_index.json"
+        raise UserError(f"{init}: not a Stable Diffusion pipeline folder, it has no {lacks}")
+    if out.exists() and not (out / "model_index.json").is_file():
+        raise UserError(f"{out}: exists and is not a pipeline folder; choose another out")
+    if out.resolve() == init.resolve():
+        raise UserError(f"{out}: out is the folder the training starts from; choose another out")
+    if not out.parent.is_dir() or not os.access(out.parent, os.W_OK):
+        raise UserError(f"{out}: the folder {out.parent} does not exist or cannot be written")
+
+
+def load_models(init: Path, from_scratch: bool) -> tuple[nn.Module, nn.Module]:
+    """UNet and text encoder in fp32: with the folder's weights, or random ones of the same shape.
+
+    Raises:
+        UserError: diffusers or transformers cannot load the folder.
+    """
+    from diffusers import UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    unet: Any
+    text: Any
+    try:
+        if from_scratch:
+            config = UNet2DConditionModel.load_config(init, subfolder="unet")
+            unet = UNet2DConditionModel.from_config(config)
+            text = CLIPTextModel(CLIPTextConfig.from_pretrained(init, subfolder="text_encoder"))
+        else:
+            unet = UNet2DConditionModel.from_pretrained(init, subfolder="unet")
+            text = CLIPTextModel.from_pretrained(init, subfolder="text_encoder")
+    except (OSError, ValueError) as error:
+        raise UserError(f"{init}: cannot load the pipeline: {error}") from error
+    return unet.float().to(memory_format=torch.channels_last).train(), text.float().train()
+
+
+def load_alphas(init: Path) -> Tensor:  # [T] fp32
+    """The scheduler's cumulative products abar_t."""
+    from diffusers import DDIMScheduler
+
+    return DDIMScheduler.from_pretrained(init, subfolder="scheduler").alphas_cumprod.float()
+
+
+@torch.no_grad()
+def encode(init: Path, examples: Sequence[Example], shares: dict[str, float]) -> Encoded:
+    """Encodes every picture with the VAE and every caption with the tokenizer, once.
+
+    Args:
+        init: Pipeline folder.
+        examples: N examples.
+        shares: The share of each group (`focus` are the plain pictures in focus) in what is drawn;
+            groups without examples leave theirs to the others.
+    """
+    from diffusers import AutoencoderTiny
+    from transformers import CLIPTokenizer
+
+    vae = AutoencoderTiny.from_pretrained(init, subfolder="vae").eval()
+    vae = vae.to(memory_format=torch.channels_last)
+    latents = []
+    for begin in range(0, len(examples), 64):
+        stack = [torch.from_numpy(one.picture) for one in examples[begin : begin + 64]]
+        pictures = torch.stack(stack).permute(0, 3, 1, 2).float() / 127.5 - 1  # [n, 3, 64, 64]
+        latents.append(vae.encode(pictures).latents * vae.config.scaling_factor)
+    tokenizer = CLIPTokenizer.from_pretrained(init, subfolder="tokenizer")
+
+    def tokenize(captions: list[str]) -> Tensor:  # [n, L] int64
+        padded = tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt")
+        return padded.input_ids
+
+    groups = ["focus" if one.focus and one.group == "plain" else one.group for one in examples]
+    counts = {group: groups.count(group) for group in set(groups)}
+    return Encoded(
+        latents=torch.cat(latents).contiguous(),
+        tokens=tokenize([one.caption for one in examples]),
+        empty=tokenize([""])[0],
+        weights=torch.tensor([shares[group] / counts[group] for group in groups]).double(),
+    )
+
+
+def save_pipeline(
+    init: Path,
+    out: Path,
+    unet: nn.Module,
+    text: nn.Module,
+    captions: Sequence[str],
+    card: str,
+) -> None:
+    """Writes a complete half-precision pipeline to `out`: first beside it, then by renaming.
+
+    VAE, tokenizer, scheduler, configs and the prompt files are those of `init`; `captions` become
+    `captions-all.txt` and `card` the README.
+
+    Raises:
+        UserError: The folder would be larger than the 30 MB that may be bundled.
+    """
+    beside = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
+    new = beside / "new"
+    try:
+        for source in sorted(init.rglob("*")):
+            target = new / source.relative_to(init)
+            if source.is_file() and "__pycache__" not in source.parts:
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(source, target)
+        for folder, model in (("unet", unet), ("text_encoder", text)):
+            _save_half(model, new / folder)
+        (new / "captions-all.txt").write_text("\n".join(captions) + "\n", encoding="utf-8")
+        (new / "README.md").write_text(card, encoding="utf-8")
+        size = sum(path.stat().st_size for path in new.rglob("*") if path.is_file())
+        if size > SIZE_LIMIT:
+            raise UserError(
+                f"{out}: the pipeline takes {size} bytes, expected {SIZE_LIMIT} at most"
+            )
+        if out.exists():
+            out.rename(beside / "old")
+        new.rename(out)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+
+
+def _save_half(model: nn.Module, folder: Path) -> None:
+    """Replaces the weights; the config stays as it is, so that they load as float32 by default."""
+    from safetensors.torch import save
+
+    (path,) = folder.glob("*.safetensors")
+    state = {name: value.detach().half().contiguous() for name, value in model.state_dict().items()}
+    path.write_bytes(save(state, metadata={"format": "pt"}))

@@ -1,0 +1,271 @@
+"""Trains the bundled emoji model: a Stable Diffusion pipeline small enough for one CPU core.
+
+The text encoder and the UNet are trained together on the noise-prediction loss
+
+    L = mean || eps - eps_theta(sqrt(abar_t) x_0 + sqrt(1 - abar_t) eps, t, text(c)) ||^2
+
+(Ho et al., DDPM, Alg. 1; captions dropped for guidance as in Ho and Salimans, Alg. 1), on the VAE
+latents x_0 of Noto emoji and of pictures composed of them (`emoji_mix`). VAE, tokenizer, scheduler
+and all configs come from the `init` folder and stay as they are: training a VAE is not part of this
+script. With `from_scratch=True` UNet and text encoder start from random weights of the same shape.
+
+Data: `npm pack emoji-datasource-google@16.0.0`, unpacked with tar in the `data` folder.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from sidestep.errors import UserError
+from sidestep.training.emoji_data import PACKAGE, VERSION, HeldOut, load_emoji
+from sidestep.training.emoji_folder import (
+    Encoded,
+    check_folders,
+    encode,
+    load_alphas,
+    load_models,
+    read_lines,
+    save_pipeline,
+)
+from sidestep.training.emoji_mix import Mix, build_examples
+
+SHARES = {"focus": 0.35, "plain": 0.15, "moved": 0.10, "coloured": 0.20, "collage": 0.20}
+CAPTION_DROPOUT = 0.1
+WARM_UP = 50  # iterations
+Progress = Callable[[int, float, float, float], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmojiTraining:
+    """Settings of one training run.
+
+    Attributes:
+        out: Folder to write; it must not exist, or be a pipeline folder, which is replaced.
+        data: Folder in which the npm package was unpacked.
+        init: Pipeline folder with VAE, tokenizer, scheduler, configs and starting weights; None for
+            the bundled model. Its `compositions.txt` is the held-out test set, its `captions.txt`
+            the captions that are shown most.
+        from_scratch: Start UNet and text encoder from random weights.
+        minutes: Length of the run by the clock, from the first line to the last step; or
+        iterations: Length of the run in steps (then the result depends on nothing but the seed).
+        batch: Pictures a step.
+        lr: Peak learning rate, reached after 50 iterations; cosine to 0 over the whole run.
+        coloured: How many recoloured pictures are prepared.
+        collages: How many collages are prepared.
+        ema: Decay of the averaged weights, which are what is saved.
+        checkpoint_minutes: How often `out` is brought up to date during the run.
+        seed: Of the pictures, the initial weights and the noise.
+        threads: CPU threads; 0 leaves torch's own setting.
+    """
+
+    out: str | Path
+    data: str | Path
+    init: str | Path | None = None
+    from_scratch: bool = False
+    minutes: float | None = None
+    iterations: int | None = None
+    batch: int = 32
+    lr: float = 4e-4
+    coloured: int = 5000
+    collages: int = 5000
+    ema: float = 0.998
+    checkpoint_minutes: float = 10.0
+    seed: int = 0
+    threads: int = 0
+
+    def __post_init__(self) -> None:
+        if (self.minutes is None) == (self.iterations is None):
+            raise UserError("training: expected exactly one of minutes and iterations")
+        for name in ("minutes", "iterations", "batch", "lr", "checkpoint_minutes"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise UserError(f"training: {name} is {value}, expected a number above 0")
+        for name in ("coloured", "collages", "seed", "threads"):
+            if getattr(self, name) < 0:
+                raise UserError(f"training: {name} is {getattr(self, name)}, expected 0 or more")
+        if not 0 <= self.ema < 1:
+            raise UserError(f"training: ema is {self.ema}, expected at least 0 and below 1")
+
+    @property
+    def init_folder(self) -> Path:
+        """The folder the run starts from, the bundled model's where none was given."""
+        from sidestep.models import BUNDLED
+
+        return BUNDLED["emoji-sd"] if self.init is None else Path(self.init)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingResult:
+    """What a run did: `losses` has one value an iteration, `captions` every distinct caption."""
+
+    out: Path
+    seconds: float
+    losses: list[float]
+    captions: list[str]
+
+
+def train(settings: EmojiTraining, progress: Progress | None = None) -> TrainingResult:
+    """Trains, and saves the averaged weights to `settings.out` now and then and at the end.
+
+    Args:
+        settings: See `EmojiTraining`.
+        progress: Called after each iteration with (iterations, share done, loss, learning rate).
+
+    Raises:
+        UserError: The data, init or output folder cannot be used; the message says what to do.
+    """
+    start = time.monotonic()
+    init, out = settings.init_folder, Path(settings.out)
+    check_folders(init, out)
+    emoji = load_emoji(settings.data)
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    torch.manual_seed(settings.seed)
+    mix = Mix(
+        held_out=HeldOut(read_lines(init / "compositions.txt")),
+        focus=frozenset(read_lines(init / "captions.txt")),
+        coloured=settings.coloured,
+        collages=settings.collages,
+        seed=settings.seed,
+    )
+    examples = build_examples(emoji, mix)
+    captions = list(dict.fromkeys(example.caption for example in examples))
+    unet, text = load_models(init, settings.from_scratch)
+    data = encode(init, examples, SHARES)
+    average = Average([*unet.parameters(), *text.parameters()], settings.ema)
+    losses: list[float] = []
+
+    def save() -> None:
+        card = model_card(settings, losses, len(captions))
+        with average.swapped_in():
+            save_pipeline(init, out, unet, text, captions, card)
+
+    saved = time.monotonic()
+    for done in _steps(settings, start, unet, text, data, average, losses, progress):
+        if done < 1 and time.monotonic() - saved > 60 * settings.checkpoint_minutes:
+            save()
+            saved = time.monotonic()
+    save()
+    seconds = time.monotonic() - start
+    return TrainingResult(out=out, seconds=seconds, losses=losses, captions=captions)
+
+
+def _steps(
+    settings: EmojiTraining,
+    start: float,
+    unet: nn.Module,
+    text: nn.Module,
+    data: Encoded,
+    average: Average,
+    losses: list[float],
+    progress: Progress | None,
+) -> Iterator[float]:
+    """Takes optimizer steps until the run is over; yields the share done after each."""
+    parameters = average.parameters
+    optimizer = torch.optim.AdamW(parameters, lr=settings.lr, weight_decay=0.01, fused=True)
+    generator = torch.Generator().manual_seed(settings.seed + 1)
+    alphas = load_alphas(settings.init_folder)
+    done = 0.0
+    while done < 1:
+        rate = settings.lr * min(1.0, (len(losses) + 1) / WARM_UP)
+        rate *= 0.5 * (1 + math.cos(math.pi * done))
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        loss = denoising_loss(unet, text, data, alphas, settings.batch, generator)
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        average.update()
+        losses.append(loss.item())
+        if settings.iterations is not None:
+            done = len(losses) / settings.iterations
+        elif settings.minutes is not None:
+            done = min(1.0, (time.monotonic() - start) / (60 * settings.minutes))
+        if progress is not None:
+            progress(len(losses), done, losses[-1], rate)
+        yield done
+
+
+def denoising_loss(
+    unet: nn.Module,
+    text: nn.Module,
+    data: Encoded,
+    alphas: Tensor,  # [T] fp32: cumulative products abar_t
+    batch: int,
+    generator: torch.Generator,
+) -> Tensor:  # []
+    """One batch of the loss above; the times are stratified, one in each of `batch` equal parts."""
+    rows = torch.multinomial(data.weights, batch, replacement=True, generator=generator)  # [batch]
+    x0 = data.latents[rows]  # [batch, 4, h, w]
+    dropped = torch.rand(batch, 1, generator=generator) < CAPTION_DROPOUT  # [batch, 1]
+    tokens = torch.where(dropped, data.empty, data.tokens[rows])  # [batch, L]
+    u = (torch.arange(batch) + torch.rand(batch, generator=generator)) / batch  # [batch] in [0, 1)
+    t = (u * len(alphas)).long().clamp(max=len(alphas) - 1)  # [batch]
+    noise = torch.randn(x0.shape, generator=generator)  # [batch, 4, h, w]
+    abar = alphas[t][:, None, None, None]
+    x = abar.sqrt() * x0 + (1 - abar).sqrt() * noise
+    x = x.contiguous(memory_format=torch.channels_last)
+    predicted = unet(x, t, text(tokens)[0]).sample  # [batch, 4, h, w]
+    return (predicted - noise).square().mean()
+
+
+class Average:
+    """Exponential moving average of parameters; its first steps average over fewer."""
+
+    def __init__(self, parameters: list[nn.Parameter], decay: float) -> None:
+        self.parameters, self.decay, self.steps = parameters, decay, 0
+        self.shadow = [parameter.detach().clone() for parameter in parameters]
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Takes the parameters' present values into the average."""
+        self.steps += 1
+        decay = min(self.decay, self.steps / (10 + self.steps))
+        torch._foreach_lerp_(self.shadow, [p.detach() for p in self.parameters], 1 - decay)
+
+    @contextmanager
+    def swapped_in(self) -> Iterator[None]:
+        """Puts the average in place of the parameters, and the parameters back at the end."""
+        self._swap()
+        try:
+            yield
+        finally:
+            self._swap()
+
+    @torch.no_grad()
+    def _swap(self) -> None:
+        for parameter, shadow in zip(self.parameters, self.shadow, strict=True):
+            kept = parameter.detach().clone()
+            parameter.copy_(shadow)
+            shadow.copy_(kept)
+
+
+def model_card(settings: EmojiTraining, losses: list[float], captions: int) -> str:
+    """The README of the folder: what it was trained on and how, attributions included."""
+    recent = losses[-100:]
+    start = "random weights" if settings.from_scratch else f"`{settings.init_folder.name}`"
+    length = f"{settings.minutes} minutes" if settings.minutes else f"{settings.iterations} steps"
+    return f"""# emoji-sd: a small, real Stable Diffusion pipeline
+
+Text to 64x64 emoji, written by `sidestep train emoji-sd`. Load it with
+`StableDiffusionPipeline.from_pretrained(folder, safety_checker=None)`.
+
+- Data: Noto emoji (google/noto-emoji images, Apache-2.0) from the npm package `{PACKAGE}`
+  {VERSION}, plain, moved, recoloured ({settings.coloured}) and as collages ({settings.collages}):
+  {captions} captions (`captions-all.txt`). The prompts of `compositions.txt` were held out. The VAE
+  was also shown Twemoji (graphics CC-BY 4.0).
+- Recipe: VAE unchanged; UNet and text encoder from {start}, epsilon MSE, 10 % of captions dropped,
+  AdamW (weight decay 0.01, peak {settings.lr:g}, cosine to 0 over {length}), gradient norm 1, batch
+  {settings.batch}, EMA {settings.ema}, seed {settings.seed}, fp32.
+- So far {len(losses)} iterations; mean loss of the last {len(recent)}:
+  {sum(recent) / max(len(recent), 1):.4f}.
+"""

@@ -1,0 +1,157 @@
+"""The command line as its user meets it: JSON, pictures, and one sentence for bad input."""
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sidestep.cli import main
+
+
+def _run(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    with pytest.raises(SystemExit) as exit_:
+        main(list(arguments))
+    captured = capsys.readouterr()
+    assert exit_.value.code == 0, captured.err
+    return captured.out
+
+
+def _fail(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    with pytest.raises(SystemExit) as exit_:
+        main(list(arguments))
+    captured = capsys.readouterr()
+    assert exit_.value.code == 2, captured.out
+    assert captured.out == ""
+    return captured.err
+
+
+def test_compare_keeps_the_json_contract(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    out = tmp_path / "pictures.png"
+    text = _run(
+        capsys, "compare", "frog on a bicycle", "blue tiger face", "--steps", "12",
+        "--method", "adaptive", "--out", str(out), "--json",
+    )  # fmt: skip
+    document = json.loads(text)
+    assert document["command"] == "compare"
+    plain, adaptive = document["results"]
+    keys = {"method", "solver", "steps", "batch", "nfe", "ticks", "seconds", "speedup", "psnr",
+            "ssim", "layers"}  # fmt: skip
+    assert keys <= set(plain) and keys <= set(adaptive)
+    assert (plain["method"], plain["solver"], plain["steps"]) == ("plain", "ddim", 12)
+    assert plain["nfe"] == 12 and plain["speedup"] == 1 and plain["psnr"] is None
+    assert adaptive["batch"] == 2 and 4 <= adaptive["nfe"] <= 12 and adaptive["ticks"] <= 12
+    assert adaptive["psnr"] > 20 and 0.5 < adaptive["ssim"] <= 1
+    assert {Path(p).name for p in document["pictures"]} == {
+        "pictures.png",
+        "pictures-calls.png",
+    }
+    pixels = np.asarray(Image.open(out).convert("RGB"))
+    assert pixels.std() > 10
+
+
+def test_serial_against_itself_is_the_same_picture(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    text = _run(
+        capsys, "compare", "red apple", "--steps", "3", "--method", "serial",
+        "--out", str(tmp_path / "p.png"), "--json",
+    )  # fmt: skip
+    _, serial = json.loads(text)["results"]
+    assert serial["psnr"] == 100 and math.isclose(serial["ssim"], 1, abs_tol=1e-6)
+
+
+def test_generate_writes_a_png_per_prompt(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("hot dog\n\nblue tiger face\n")
+    folder = tmp_path / "out"
+    text = _run(
+        capsys, "generate", "--prompts", str(prompts), "--steps", "4", "--method", "serial",
+        "--solver", "dpmsolver++2m", "--out", str(folder), "--json",
+    )  # fmt: skip
+    results = json.loads(text)["results"]
+    assert [r["prompt"] for r in results] == ["hot dog", "blue tiger face"]
+    for r in results:
+        assert Image.open(r["file"]).size == (64, 64)
+        assert r["nfe"] == 4
+    assert sorted(f.name for f in folder.iterdir()) == [
+        "000-hot-dog.png",
+        "001-blue-tiger-face.png",
+    ]
+
+
+def test_batch_size_does_not_change_the_noise(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    pictures = []
+    for batch in ("1", "2"):
+        folder = tmp_path / batch
+        _run(
+            capsys, "generate", "hot dog", "taco", "--steps", "3", "--method", "serial",
+            "--batch", batch, "--out", str(folder),
+        )  # fmt: skip
+        pictures.append([np.asarray(Image.open(f), dtype=int) for f in sorted(folder.iterdir())])
+    for alone, together in zip(*pictures, strict=True):
+        assert abs(alone - together).max() <= 1
+
+
+def test_doctor_names_what_was_built(capsys: pytest.CaptureFixture[str]) -> None:
+    document = json.loads(_run(capsys, "doctor", "--json"))
+    parts = {finding["part"]: finding for finding in document["results"]}
+    assert parts["native library"]["ok"] and parts["model emoji-sd"]["ok"]
+    assert document["environment"]["torch"].startswith(parts["torch"]["found"])
+    assert all(finding["ok"] or finding["fix"] for finding in parts.values())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["generate", "x", "--model", "nowhere"], "--model: 'nowhere' is neither a bundled model"),
+        (["generate", "x", "--steps", "0"], "--steps: got 0, expected more than 0"),
+        (["compare", "x", "--batch", "-1"], "--batch: got -1, expected more than 0"),
+        (
+            ["generate", "--prompts", "no-such-file.txt"],
+            "--prompts: cannot read 'no-such-file.txt'",
+        ),
+        (["generate", "x", "--prompts", "novel"], "got both"),
+        (["generate", " "], "got an empty prompt"),
+        (["generate", "x", "--solver", "magic"], "--solver: 'magic' is neither"),
+        (["generate", "x", "--solver", "dpmsolver++2m", "--grid", "magic"], "--grid: 'magic' is"),
+        (["generate", "x", "--threshold", "-1"], "threshold"),
+        (["compare", "x", "--out", "/proc/none/x.png"], "--out: cannot write /proc/none/x.png"),
+        (["compare", "x", "--out", "/"], "--out: / is a folder"),
+        (["generate", "x", "--steps", "2000"], "2000"),
+        (["train", "emoji-sd", "--data", "nowhere", "--out", "m", "--iterations", "1"], "npm pack"),
+        (["bench", "solvers", "--prompts", "0"], "--prompts: got 0, expected more than 0"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_leaves_nothing(
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str],
+    sentence: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    error = _fail(capsys, *arguments)
+    assert sentence in error
+    assert len(error.strip().splitlines()) == 1
+    assert [f for f in tmp_path.rglob("*") if f.is_file()] == []
+
+
+def test_the_module_is_the_command(tmp_path: Path) -> None:
+    command = Path(sys.executable).with_name("sidestep")
+    for start in ([sys.executable, "-m", "sidestep"], [str(command)]):
+        result = subprocess.run(
+            [*start, "generate", "x", "--steps", "0"], capture_output=True, text=True, cwd=tmp_path
+        )
+        assert (result.returncode, result.stdout) == (2, "")
+        assert "--steps: got 0" in result.stderr
