@@ -1,7 +1,8 @@
-# Decides whether the CUDA kernels are built. SIDESTEP_CUDA (environment): auto (default) builds them when a
-# toolkit works, 1 fails without one, 0 leaves them out.
+# Decides whether the CUDA kernels are built. SIDESTEP_CUDA (environment): auto (default) builds them
+# when a toolkit works, 1 fails without one, 0 leaves them out.
 #
-# Sets SIDESTEP_HAS_CUDA and SIDESTEP_CUDA_INFO ("yes (80, 90, 100)" or "no: reason"), and enables CUDA.
+# Sets SIDESTEP_HAS_CUDA and SIDESTEP_CUDA_INFO ("yes (80, 90, 100)" or "no: reason"), and enables the
+# language.
 
 set(SIDESTEP_HAS_CUDA OFF)
 set(SIDESTEP_CUDA_INFO "")
@@ -15,7 +16,10 @@ endif()
 
 # An nvcc on PATH may be a wrapper: the toolkit is the first folder that holds the runtime's header.
 set(SIDESTEP_CUDA_ROOT "")
-foreach(root IN ITEMS "$ENV{CUDA_HOME}" "$ENV{CUDA_PATH}" /usr/local/cuda)
+if(NOT DEFINED SIDESTEP_CUDA_PLACES)
+  set(SIDESTEP_CUDA_PLACES "$ENV{CUDA_HOME}" "$ENV{CUDA_PATH}" /usr/local/cuda)
+endif()
+foreach(root IN LISTS SIDESTEP_CUDA_PLACES)
   if(NOT SIDESTEP_CUDA_ROOT AND root AND EXISTS "${root}/include/cuda_runtime.h")
     set(SIDESTEP_CUDA_ROOT "${root}")
   endif()
@@ -57,5 +61,6 @@ else()
 endif()
 
 if(wanted STREQUAL "1" AND NOT SIDESTEP_HAS_CUDA)
-  message(FATAL_ERROR "SIDESTEP_CUDA=1 asks for the CUDA kernels, but the answer is ${SIDESTEP_CUDA_INFO}")
+  message(FATAL_ERROR
+    "SIDESTEP_CUDA=1 asks for the CUDA kernels, but the answer is ${SIDESTEP_CUDA_INFO}")
 endif()

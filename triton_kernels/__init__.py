@@ -10,5 +10,6 @@ from sidestep.kernels.checks import table_width
 from sidestep.kernels.config import use_backend
 from sidestep.kernels.errors import BackendUnavailable
 from sidestep.kernels.operators import solver_step
+from sidestep.kernels.prepared import PreparedStep
 
-__all__ = ["BackendUnavailable", "solver_step", "table_width", "use_backend"]
+__all__ = ["BackendUnavailable", "PreparedStep", "solver_step", "table_width", "use_backend"]

@@ -75,7 +75,7 @@ def solver_step(
         TypeError: A dtype is wrong.
         BackendUnavailable: The backend chosen by `SIDESTEP_KERNELS` cannot run here.
     """
-    if _is_watched(registers):
+    if is_watched(registers):
         torch.ops.sidestep.solver_step.default(
             registers, outputs, weights, noise, table, step, slot, model_input, stats
         )
@@ -84,7 +84,7 @@ def solver_step(
         run(registers, outputs, weights, noise, table, step, slot, model_input, stats)
 
 
-def _is_watched(tensor: Tensor) -> bool:
+def is_watched(tensor: Tensor) -> bool:
     """Whether a compiler, tracer, profiler or tensor subclass must see this call."""
     return (
         torch.compiler.is_compiling()

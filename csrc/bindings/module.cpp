@@ -84,6 +84,13 @@ void cuda_solver_step(uintptr_t registers, int64_t slots, int32_t num_registers,
 #endif
 }
 
+void set_num_threads(int n) {
+  if (n < 1) {
+    throw py::value_error("set_num_threads: n is " + std::to_string(n) + ", expected at least 1");
+  }
+  sidestep::set_num_threads(n);
+}
+
 py::dict build_info() {
   py::dict info;
   for (const char* key : {"version", "compiler", "cuda", "simd"}) {
@@ -96,15 +103,19 @@ py::dict build_info() {
 
 PYBIND11_MODULE(_native, m) {
   m.doc() = "sidestep's native kernels on raw addresses; use sidestep.kernels instead.";
-  m.def("solver_step", &solver_step);
-  m.def("cuda_solver_step", &cuda_solver_step);
-  m.def("cuda_solver_step_workspace", &sidestep::cuda_solver_step_workspace);
-  m.def("set_num_threads", [](int n) {
-    if (n < 1) throw py::value_error("set_num_threads: n is " + std::to_string(n) + ", expected at least 1");
-    sidestep::set_num_threads(n);
-  });
+  m.def("solver_step", &solver_step,
+        "(registers, slots, R, D, outputs, dtype, weights, noise, table, K, step, slot, rows, "
+        "model_input, stats): the fused step on CPU addresses; 0 stands for None.");
+  m.def(
+      "cuda_solver_step", &cuda_solver_step,
+      "(..., workspace, stream): the same on device addresses; see sidestep.h for the workspace.");
+  m.def("cuda_solver_step_workspace", &sidestep::cuda_solver_step_workspace,
+        "(rows, D): bytes of the workspace, which must be zero before its first use.");
+  m.def("set_num_threads", &set_num_threads, "(n): threads a large call may use.");
   m.def("num_threads", &sidestep::num_threads);
+  m.def(
+      "set_simd", [](const std::string& name) { raise(sidestep::set_simd(name.c_str())); },
+      "(name): \"avx512\", \"avx2\" or \"scalar\"; all give the same bits.");
   m.def("simd", &sidestep::simd_name);
-  m.def("set_simd", [](const std::string& name) { raise(sidestep::set_simd(name.c_str())); });
-  m.def("build_info", &build_info);
+  m.def("build_info", &build_info, "What was built: version, compiler, cuda, simd.");
 }

@@ -1,8 +1,9 @@
 // A small pool of persistent worker threads for loops over independent pieces of work.
 //
 // Workers sleep between loops (they never spin, so they do not disturb the framework's own
-// threads), block all signals, and are started when first needed. After fork() the child starts with
-// a new, empty pool. Only one loop uses the workers at a time; a second caller runs its loop alone.
+// threads), block all signals, and are started when first needed. After fork() the child starts
+// with a new, empty pool. Only one loop uses the workers at a time; a second caller runs its loop
+// alone.
 #pragma once
 
 #include <atomic>
@@ -23,8 +24,9 @@ class ThreadPool {
   // The pool of this process. It lives until the process ends.
   static ThreadPool& instance();
 
-  // Calls body over [0, count) in pieces of `grain`, each piece once, on up to `threads` threads, and
-  // returns when all are done. Which thread runs a piece is not fixed: pieces must be independent.
+  // Calls body over [0, count) in pieces of `grain`, each piece once, on up to `threads` threads,
+  // and returns when all are done. Which thread runs a piece is not fixed: pieces must be
+  // independent.
   void parallel_for(int64_t count, int64_t grain, int threads, Body body, void* context);
 
  private:

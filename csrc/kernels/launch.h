@@ -22,7 +22,8 @@ int64_t solver_step_bytes(const sidestep_solver_step_args& args);
 // From this many bytes on the CPU step uses threads.
 constexpr int64_t kParallelBytes = int64_t{2} << 20;
 
-// The GPU's unit of partial sums, and the bytes before them: a counter that every launch leaves at 0.
+// The GPU's unit of partial sums, and the bytes before them: a counter that every launch leaves at
+// 0.
 constexpr int64_t kCudaChunk = 2048;
 constexpr int64_t kCudaWorkspaceHeader = 16;
 

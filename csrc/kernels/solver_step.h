@@ -1,13 +1,14 @@
 // The arithmetic of the fused step, written once for the CPU and the GPU.
 //
 //   u           = sum_g w[g] * o[g]                                     guidance, branches in order
-//   registers'  = M_k . [registers; u; z]                               the plan's step k (DESIGN.md 1)
-//   change      = mean |x' - x|,  error = mean |E_k . [registers; u; z]|   with x = registers[0]
-//   model_input = cast(x' * next_scale)                                 once per branch
+//   registers'  = M_k . [registers; u; z]                               the plan's step k
+//   (DESIGN.md 1) change      = mean |x' - x|,  error = mean |E_k . [registers; u; z]|   with x =
+//   registers[0] model_input = cast(x' * next_scale)                                 once per
+//   branch
 //
-// Everything is fp32, one multiplication and one addition per term, never fused. A sum runs over its live
-// terms in column order; a zero coefficient's column is skipped, not multiplied, so that NaN in a register
-// the step does not use cannot spread. A sum without live terms is 0.
+// Everything is fp32, one multiplication and one addition per term, never fused. A sum runs over
+// its live terms in column order; a zero coefficient's column is skipped, not multiplied, so that
+// NaN in a register the step does not use cannot spread. A sum without live terms is 0.
 #pragma once
 
 #include <cstdint>
@@ -25,8 +26,8 @@ struct StepProgram {
   uint32_t live[kMaxLines];  // bit j: column j takes part in the line
 };
 
-// What a sum starts from. -0 + v is v for every v, +0 and -0 included, so a sum of live terms begins with
-// its first product exactly.
+// What a sum starts from. -0 + v is v for every v, +0 and -0 included, so a sum of live terms
+// begins with its first product exactly.
 SIDESTEP_HOST_DEVICE float sum_start(bool any_live) { return any_live ? -0.0f : 0.0f; }
 
 // V is float, or a vector of floats.
@@ -67,7 +68,8 @@ SIDESTEP_HOST_DEVICE uint32_t columns_read(const StepProgram& program, int num_r
   return read;
 }
 
-// u = sum_g w[g] * o[g], one branch at a time: u starts from sum_start, branches of weight 0 are skipped.
+// u = sum_g w[g] * o[g], one branch at a time: u starts from sum_start, branches of weight 0 are
+// skipped.
 template <typename V, int P>
 SIDESTEP_HOST_DEVICE void add_branch(float weight,
                                      const V (&output)[P],  // [P] consecutive elements
@@ -76,11 +78,12 @@ SIDESTEP_HOST_DEVICE void add_branch(float weight,
   for (int p = 0; p < P; ++p) u[p] = next_term(u[p], weight, output[p]);
 }
 
-// The step on P consecutive elements V, once all their columns are read. Which terms are live is the same
-// for all of a row, so every branch here is uniform.
+// The step on P consecutive elements V, once all their columns are read. Which terms are live is
+// the same for all of a row, so every branch here is uniform.
 //
-// The sink takes the results: write(i, sum) stores registers'[i], input(scaled) the next model input
-// before its cast, change(p, x' - x) and error(p, E . columns) add the absolute value to the stats.
+// The sink takes the results: write(i, sum) stores registers'[i], input(scaled) the next model
+// input before its cast, change(p, x' - x) and error(p, E . columns) add the absolute value to the
+// stats.
 template <int R, typename V, int P, typename Sink>
 SIDESTEP_HOST_DEVICE void step_columns(const StepProgram& program,
                                        const V (&column)[R + 2][P],  // registers, u, z
@@ -88,7 +91,8 @@ SIDESTEP_HOST_DEVICE void step_columns(const StepProgram& program,
   SIDESTEP_UNROLL
   for (int line = 0; line < R + 1; ++line) {
     const bool kept = line < R && keeps_register(program, line);
-    if (kept && line > 0) continue;
+    const bool empty_error = line == R && program.live[line] == 0;
+    if ((kept && line > 0) || empty_error) continue;
     V sum[P];
     SIDESTEP_UNROLL
     for (int p = 0; p < P; ++p) sum[p] = sum_start(program.live[line] != 0) - V{};

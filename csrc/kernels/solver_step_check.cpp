@@ -46,11 +46,12 @@ Status check_sizes(const sidestep_solver_step_args& a) {
                             a.slots, a.dim, a.rows);
   }
   if (a.steps < 1) {
-    return invalid_argument("solver_step: table has %" PRId64 " rows, expected at least 1", a.steps);
+    return invalid_argument("solver_step: table has %" PRId64 " rows, expected at least 1",
+                            a.steps);
   }
   if (a.rows > a.slots) {
-    return invalid_argument("solver_step: registers has %" PRId64 " slots, expected at least the %" PRId64
-                            " rows",
+    return invalid_argument("solver_step: registers has %" PRId64
+                            " slots, expected at least the %" PRId64 " rows",
                             a.slots, a.rows);
   }
   return Status();
@@ -98,14 +99,16 @@ Status check_solver_step(const sidestep_solver_step_args& a) {
 Status check_rows(const sidestep_solver_step_args& a) {
   for (int64_t row = 0; row < a.rows; ++row) {
     if (a.step[row] < 0 || a.step[row] >= a.steps) {
-      return invalid_argument("solver_step: step[%" PRId64 "] is %" PRId64 ", expected 0 <= step < %" PRId64,
+      return invalid_argument("solver_step: step[%" PRId64 "] is %" PRId64
+                              ", expected 0 <= step < %" PRId64,
                               row, a.step[row], a.steps);
     }
   }
   if (a.slot == nullptr) return Status();
   for (int64_t row = 0; row < a.rows; ++row) {
     if (a.slot[row] < 0 || a.slot[row] >= a.slots) {
-      return invalid_argument("solver_step: slot[%" PRId64 "] is %" PRId64 ", expected 0 <= slot < %" PRId64,
+      return invalid_argument("solver_step: slot[%" PRId64 "] is %" PRId64
+                              ", expected 0 <= slot < %" PRId64,
                               row, a.slot[row], a.slots);
     }
   }
@@ -123,8 +126,8 @@ Status check_rows(const sidestep_solver_step_args& a) {
 
 int64_t solver_step_bytes(const sidestep_solver_step_args& a) {
   const int64_t branches = (a.model_input != nullptr ? 2 : 1) * a.num_branches;
-  const int64_t per_element = 4 * (2 * a.num_registers + (a.noise != nullptr ? 1 : 0)) +
-                              branches * element_size(a.dtype);
+  const int64_t per_element =
+      4 * (2 * a.num_registers + (a.noise != nullptr ? 1 : 0)) + branches * element_size(a.dtype);
   return a.rows * a.dim * per_element;
 }
 

@@ -1,11 +1,27 @@
 // Uses libsidestep as a C++ program does: through sidestep.h alone. Run by ctest.
+#include <atomic>
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
+#include <new>
 #include <vector>
 
 #include "sidestep/sidestep.h"
+
+namespace {
+std::atomic<int> g_allocations{0};
+}  // namespace
+
+// Counts every allocation of the process, the library's included.
+void* operator new(size_t size) {
+  ++g_allocations;
+  if (void* memory = std::malloc(size)) return memory;
+  throw std::bad_alloc();
+}
+void operator delete(void* memory) noexcept { std::free(memory); }
+void operator delete(void* memory, size_t) noexcept { std::free(memory); }
 
 namespace {
 
@@ -85,6 +101,18 @@ void threads_do_not_change_bits() {
   expect(std::memcmp(one.stats, two.stats, sizeof(one.stats)) == 0, "same stats on more threads");
 }
 
+void a_step_allocates_nothing() {
+  for (const int64_t dim : {16, 300001}) {
+    Step step(dim);
+    int64_t slot[Step::kRows] = {1, 0};
+    step.args.slot = slot;
+    sidestep_solver_step(&step.args);  // scratch memory and threads come with the first
+    const int before = g_allocations;
+    for (int i = 0; i < 5; ++i) sidestep_solver_step(&step.args);
+    expect(g_allocations == before, "a step allocates nothing");
+  }
+}
+
 void failures_are_statuses() {
   Step step(8);
   const std::vector<float> before = step.registers;
@@ -111,6 +139,7 @@ void build_can_be_asked() {
 int main() {
   for (const int64_t dim : {1, 7, 129, 4231}) values_are_the_plans(dim);
   threads_do_not_change_bits();
+  a_step_allocates_nothing();
   failures_are_statuses();
   build_can_be_asked();
   return g_failures == 0 ? 0 : 1;

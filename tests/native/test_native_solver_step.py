@@ -118,7 +118,7 @@ def test_a_row_does_not_depend_on_the_others() -> None:
 
 
 @pytest.mark.parametrize(("dtype", "dim"), [(FLOAT32, 1_200_000), (FLOAT16, 1_000_001)])
-def test_large_steps_that_write_past_the_caches(dtype: int, dim: int) -> None:
+def test_steps_larger_than_the_caches(dtype: int, dim: int) -> None:
     problem = random_problem(11, dim=dim, registers=2, branches=3, dtype=dtype, rows=2)
     got, expected = step(problem), expected_step(problem)
     assert_same_bits(got, expected, stats=False)

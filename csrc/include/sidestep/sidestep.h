@@ -1,18 +1,18 @@
 /* The C API of sidestep: everything a C or C++ program needs, without Python and without torch.
  *
- * Every function is safe to call from several threads at once. No exception crosses this boundary and
- * nothing is printed: a function returns a status, and sidestep_error() explains the last failure of
- * the calling thread. A call that fails has changed none of its arguments.
+ * Every function is safe to call from several threads at once. No exception crosses this boundary
+ * and nothing is printed: a function returns a status, and sidestep_error() explains the last
+ * failure of the calling thread. A call that fails has changed none of its arguments.
  */
 #ifndef SIDESTEP_SIDESTEP_H_
 #define SIDESTEP_SIDESTEP_H_
 
 #include <stdint.h>
 
-#if defined(__GNUC__)
-#define SIDESTEP_API __attribute__((visibility("default")))
-#else
+#if defined(SIDESTEP_HIDDEN) || !defined(__GNUC__)
 #define SIDESTEP_API
+#else
+#define SIDESTEP_API __attribute__((visibility("default")))
 #endif
 
 #ifdef __cplusplus
@@ -42,17 +42,17 @@ typedef enum sidestep_dtype {
 typedef struct sidestep_solver_step_args {
   float* registers;                           /* [slots, R, D] read and written */
   const void* outputs[SIDESTEP_MAX_BRANCHES]; /* G arrays [rows, D] of dtype; the rest NULL */
-  const float* weights;                       /* [rows, G]: u = sum_g weights[row, g] * outputs[g][row] */
-  const float* noise;                         /* [rows, D] or NULL: noise coefficients count as 0 */
-  const float* table;                         /* [K, (R+1)*(R+2) + 1]: see csrc/core/table.h */
-  const int64_t* step;                        /* [rows]: the row's step k, 0 <= k < K */
-  const int64_t* slot;                        /* [rows] or NULL: row i owns slot i */
-  void* model_input;                          /* [G, rows, D] of dtype, written, or NULL */
-  float* stats;                               /* [rows, 2] written: mean |x' - x|, mean |E . [registers; u; z]| */
+  const float* weights; /* [rows, G]: u = sum_g weights[row, g] * outputs[g][row] */
+  const float* noise;   /* [rows, D] or NULL: noise coefficients count as 0 */
+  const float* table;   /* [K, (R+1)*(R+2) + 1]: see csrc/core/table.h */
+  const int64_t* step;  /* [rows]: the row's step k, 0 <= k < K */
+  const int64_t* slot;  /* [rows] or NULL: row i owns slot i */
+  void* model_input;    /* [G, rows, D] of dtype, written, or NULL */
+  float* stats;         /* [rows, 2] written: mean |x' - x|, mean |E . [registers; u; z]| */
   int64_t slots;
-  int64_t dim;   /* D */
+  int64_t dim; /* D */
   int64_t rows;
-  int64_t steps; /* K */
+  int64_t steps;         /* K */
   int32_t num_registers; /* R, 1..6 */
   int32_t num_branches;  /* G, 1..3 */
   int32_t dtype;         /* a sidestep_dtype: of outputs and model_input */

@@ -1,4 +1,5 @@
-// Half precision in portable integer arithmetic: exactly what F16C and the GPU do, round to nearest even.
+// Half precision in portable integer arithmetic: exactly what F16C and the GPU do, round to nearest
+// even.
 #pragma once
 
 #include <cstdint>

@@ -14,7 +14,8 @@ constexpr int kWidth = SIDESTEP_WIDTH;
 constexpr int kLanes = 16;
 constexpr int kParts = kLanes / kWidth;
 
-// The compilers' generic vectors: on a processor without such registers they become smaller operations.
+// The compilers' generic vectors: on a processor without such registers they become smaller
+// operations.
 typedef float Vec __attribute__((vector_size(4 * SIDESTEP_WIDTH)));
 typedef uint32_t WordVec __attribute__((vector_size(4 * SIDESTEP_WIDTH)));
 typedef uint16_t HalfVec __attribute__((vector_size(2 * SIDESTEP_WIDTH)));
@@ -51,7 +52,7 @@ float widen_bfloat16(uint16_t half) { return bfloat16_to_float(half); }
 uint16_t narrow_float16(float value) { return float_to_float16(value); }
 uint16_t narrow_bfloat16(float value) { return float_to_bfloat16(value); }
 
-#if SIDESTEP_WIDTH == 16  // AVX-512
+#if SIDESTEP_WIDTH == 16 && defined(__AVX512F__)
 
 SIDESTEP_HOST_DEVICE Vec widen_float16(HalfVec half) { return _mm512_cvtph_ps((__m256i)half); }
 SIDESTEP_HOST_DEVICE HalfVec narrow_float16(Vec value) {
@@ -64,7 +65,7 @@ SIDESTEP_HOST_DEVICE HalfVec narrow_words(WordVec word) {
   return (HalfVec)_mm512_cvtepi32_epi16((__m512i)word);
 }
 
-#elif SIDESTEP_WIDTH == 8  // AVX2 and F16C
+#elif SIDESTEP_WIDTH == 8 && defined(__AVX2__) && defined(__F16C__)
 
 SIDESTEP_HOST_DEVICE Vec widen_float16(HalfVec half) { return _mm256_cvtph_ps((__m128i)half); }
 SIDESTEP_HOST_DEVICE HalfVec narrow_float16(Vec value) {

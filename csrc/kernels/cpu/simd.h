@@ -6,8 +6,8 @@
 
 namespace sidestep {
 
-const char* simd_name();                 // "avx512", "avx2" or "scalar"
-Status set_simd(const char* name);       // refuses what this processor or build lacks
+const char* simd_name();            // "avx512", "avx2" or "scalar"
+Status set_simd(const char* name);  // refuses what this processor or build lacks
 StepChunk step_chunk_function();
 
 }  // namespace sidestep

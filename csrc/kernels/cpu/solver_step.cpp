@@ -1,4 +1,5 @@
-// The CPU launcher of the fused step: checks, one program per row, chunks over threads, sums in order.
+// The CPU launcher of the fused step: checks, one program per row, chunks over threads, sums in
+// order.
 #include <algorithm>
 #include <vector>
 

@@ -1,8 +1,8 @@
 // The fused step on one chunk of one row, for one instruction set.
 //
 // Included by solver_step_{scalar,avx2,avx512}.cpp, which define SIDESTEP_ISA (a namespace) and
-// SIDESTEP_WIDTH (floats per vector). All instruction sets give the same bits: no fused multiply-add,
-// and partial sums run over 16 lanes in a fixed order.
+// SIDESTEP_WIDTH (floats per vector). All instruction sets give the same bits: no fused
+// multiply-add, and partial sums run over 16 lanes in a fixed order.
 #pragma once
 
 #include "kernels/cpu/dtype.h"
@@ -23,7 +23,7 @@ struct Chunk {
   float* registers[kMaxRegisters];   // [n] each
   const float* noise;                // [n]
   int branches;                      // guidance branches whose weight is not 0
-  float weight[kMaxBranches];        //
+  float weight[kMaxBranches];        // of those branches
   const char* output[kMaxBranches];  // [n] each
   int inputs;                        // model inputs to write
   char* input[kMaxBranches];         // [n] each
@@ -49,18 +49,21 @@ SIDESTEP_HOST_DEVICE void read_columns(const Chunk& chunk, int64_t i, V (&column
   }
 }
 
-// Stores P vectors V from element `at` on, and gathers their stats.
+// Stores P vectors V from element `at` on, and gathers their stats in the vectors of 16 lanes.
 template <typename V, int P>
 struct ChunkSink {
   const Chunk& chunk;
   int64_t at;
-  V* change_sum;  // [P]
-  V* error_sum;   // [P]
+  V* change_sum;  // [kSums]
+  V* error_sum;   // [kSums]
 
   static constexpr int64_t kStride = sizeof(V) / sizeof(float);
+  static constexpr int kSums = P < kParts ? P : kParts;
 
-  SIDESTEP_HOST_DEVICE void change(int p, V difference) { change_sum[p] += absolute(difference); }
-  SIDESTEP_HOST_DEVICE void error(int p, V estimate) { error_sum[p] += absolute(estimate); }
+  SIDESTEP_HOST_DEVICE void change(int p, V difference) {
+    change_sum[p % kSums] += absolute(difference);
+  }
+  SIDESTEP_HOST_DEVICE void error(int p, V estimate) { error_sum[p % kSums] += absolute(estimate); }
   SIDESTEP_HOST_DEVICE void write(int line, const V (&sum)[P]) {
     SIDESTEP_UNROLL
     for (int p = 0; p < P; ++p) store(chunk.registers[line] + at + p * kStride, sum[p]);
@@ -79,12 +82,22 @@ SIDESTEP_HOST_DEVICE void step_group(const Chunk& chunk, int64_t at, V* change, 
   step_columns<R, V, P>(*chunk.program, column, sink);
 }
 
+// Two groups of lanes at a time halve the branches, where all columns still fit the processor's
+// registers.
+template <int R>
+constexpr bool kTwoGroups = R <= 2 && kWidth >= 8;
+
 template <int R>
 void step_elements(const Chunk& chunk, double sums[2]) {
   for (int64_t i = 0; i < chunk.n;) {
     const int64_t end = chunk.n - i < kBlock ? chunk.n : i + kBlock;
     Vec change[kParts] = {};
     Vec error[kParts] = {};
+    if constexpr (kTwoGroups<R>) {
+      for (; i + 2 * kLanes <= end; i += 2 * kLanes) {
+        step_group<R, Vec, 2 * kParts>(chunk, i, change, error);
+      }
+    }
     for (; i + kLanes <= end; i += kLanes) step_group<R, Vec, kParts>(chunk, i, change, error);
     float lanes[2][kLanes];
     __builtin_memcpy(lanes[0], change, sizeof(change));
@@ -133,12 +146,24 @@ void step_chunk(const sidestep_solver_step_args& args, const StepProgram& progra
   const Chunk chunk = open_chunk(args, program, row, slot, begin, end);
   sums[0] = sums[1] = 0.0;
   switch (args.num_registers) {
-    case 1: step_elements<1>(chunk, sums); break;
-    case 2: step_elements<2>(chunk, sums); break;
-    case 3: step_elements<3>(chunk, sums); break;
-    case 4: step_elements<4>(chunk, sums); break;
-    case 5: step_elements<5>(chunk, sums); break;
-    default: step_elements<6>(chunk, sums); break;
+    case 1:
+      step_elements<1>(chunk, sums);
+      break;
+    case 2:
+      step_elements<2>(chunk, sums);
+      break;
+    case 3:
+      step_elements<3>(chunk, sums);
+      break;
+    case 4:
+      step_elements<4>(chunk, sums);
+      break;
+    case 5:
+      step_elements<5>(chunk, sums);
+      break;
+    default:
+      step_elements<6>(chunk, sums);
+      break;
   }
 }
 

@@ -8,8 +8,8 @@
 
 namespace sidestep {
 
-// A chunk is the unit of threading; a block the elements that are summed in fp32 before float64 takes
-// over. Both are part of the definition of the stats' bits.
+// A chunk is the unit of threading; a block the elements that are summed in fp32 before float64
+// takes over. Both are part of the definition of the stats' bits.
 constexpr int64_t kChunk = 4096;
 constexpr int64_t kBlock = 1024;
 

@@ -27,8 +27,8 @@ __device__ __forceinline__ __nv_bfloat16 from_float<__nv_bfloat16>(float v) {
   return __float2bfloat16_rn(v);
 }
 
-// N consecutive elements in as few 16-byte pieces as they fill; moved whole when `whole`, else only the
-// first `n` of them one by one (the rest read as 0).
+// N consecutive elements in as few 16-byte pieces as they fill; moved whole when `whole`, else only
+// the first `n` of them one by one (the rest read as 0).
 template <typename T, int N>
 struct alignas(16) Pack {
   T element[N];
@@ -58,7 +58,10 @@ __device__ __forceinline__ void write_pack(const Pack<T, N>& pack, T* to, bool w
     uint4 piece[kPieces];
     memcpy(piece, &pack, sizeof(pack));
 #pragma unroll
-    for (int i = 0; i < kPieces; ++i) reinterpret_cast<uint4*>(to)[i] = piece[i];
+    for (int i = 0; i < kPieces; ++i) {
+      // A plain assignment is split into words and merged with the other branch's stores.
+      __stwb(reinterpret_cast<uint4*>(to) + i, piece[i]);
+    }
   } else {
 #pragma unroll
     for (int i = 0; i < N; ++i) {

@@ -1,8 +1,9 @@
 // The fused step on the GPU: one block per chunk of a row, the arithmetic of kernels/solver_step.h.
 //
-// Every thread owns fixed elements of its chunk, whatever the alignment, and sums are added in a fixed
-// order (thread, warp, block, then chunks in order by the block that finishes last), so the bits of a row
-// depend on nothing but the row. Nothing is allocated and nothing waits: a CUDA graph may capture it.
+// Every thread owns fixed elements of its chunk, whatever the alignment, and sums are added in a
+// fixed order (thread, warp, block, then chunks in order by the block that finishes last), so the
+// bits of a row depend on nothing but the row. Nothing is allocated and nothing waits: a CUDA graph
+// may capture it.
 #include <cuda_runtime.h>
 
 #include <cmath>
@@ -236,7 +237,8 @@ Status cuda_status(cudaError_t error) {
 
 }  // namespace
 
-Status cuda_solver_step(const sidestep_solver_step_args& args, void* workspace, void* stream_handle) {
+Status cuda_solver_step(const sidestep_solver_step_args& args, void* workspace,
+                        void* stream_handle) {
   const Status sizes = check_solver_step(args);
   if (!sizes.ok()) return sizes;
   if (args.rows == 0) return Status();

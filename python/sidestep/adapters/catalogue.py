@@ -16,11 +16,19 @@ from sidestep.runtime.solvers import DEFAULT_GRID, SOLVERS, find_solver
 PEERS: dict[str, tuple[str, dict[str, Any]]] = {
     "DDIMScheduler": ("DDIMScheduler", {}),
     "PNDMScheduler": ("PNDMScheduler", {"skip_prk_steps": True}),
+    "PNDMScheduler trailing": (
+        "PNDMScheduler",
+        {"skip_prk_steps": True, "timestep_spacing": "trailing"},
+    ),
     "EulerDiscreteScheduler": ("EulerDiscreteScheduler", {}),
     "HeunDiscreteScheduler": ("HeunDiscreteScheduler", {}),
     "DEISMultistepScheduler": ("DEISMultistepScheduler", {}),
     "UniPCMultistepScheduler": ("UniPCMultistepScheduler", {}),
     "DPMSolverMultistepScheduler": ("DPMSolverMultistepScheduler", {}),
+    "DPMSolverMultistepScheduler trailing": (
+        "DPMSolverMultistepScheduler",
+        {"timestep_spacing": "trailing"},
+    ),
     "DPMSolverMultistepScheduler karras": (
         "DPMSolverMultistepScheduler",
         {"use_karras_sigmas": True},

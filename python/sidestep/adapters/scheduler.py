@@ -12,7 +12,7 @@ from diffusers.configuration_utils import register_to_config
 from diffusers.schedulers.scheduling_utils import SchedulerOutput
 from torch import Tensor
 
-from sidestep.kernels import solver_step
+from sidestep.kernels import PreparedStep
 from sidestep.runtime.grids import find_grid
 from sidestep.runtime.plan import Plan
 from sidestep.runtime.schedules import DiscreteVP, FlowMatching, Schedule
@@ -125,7 +125,7 @@ class SidestepScheduler(SchedulerMixin, ConfigMixin):
     @property
     def step_sizes(self) -> Tensor | None:
         """``[B]`` fp32 ``mean |x' - x|`` of the last step, as the kernel formed it."""
-        return None if self._state is None else self._state.stats[:, 0]
+        return None if self._state is None else self._state.fused.stats[:, 0]
 
     def scale_model_input(self, sample: Tensor, timestep: float | Tensor | None = None) -> Tensor:
         """The model's input: ``sample`` times the scale of this step."""
@@ -204,14 +204,10 @@ class SidestepScheduler(SchedulerMixin, ConfigMixin):
 
 @dataclass
 class _State:
-    """One generation: fp32 registers, the table on the device, and where we are."""
+    """One generation: the fused step with its fp32 registers, and where we are."""
 
     plan: Plan
-    table: Tensor  # [K, W]
-    registers: Tensor  # [B, R, D]
-    weights: Tensor  # [B, 1]
-    indices: Tensor  # [B]
-    stats: Tensor  # [B, 2]
+    fused: PreparedStep
     shape: torch.Size
     step: int = 0
     last: Tensor | None = None  # what the last step returned
@@ -225,11 +221,14 @@ class _State:
         size = sample.shape[1:].numel()
         return _State(
             plan=plan,
-            table=table,
-            registers=torch.zeros(rows, plan.registers, size, device=device),
-            weights=torch.ones(rows, 1, device=device),
-            indices=torch.zeros(rows, dtype=torch.int64, device=device),
-            stats=torch.zeros(rows, 2, device=device),
+            fused=PreparedStep(
+                registers=torch.zeros(rows, plan.registers, size, device=device),
+                weights=torch.ones(rows, 1, device=device),
+                table=table,
+                step=torch.zeros(rows, dtype=torch.int64, device=device),
+                slot=None,
+                stats=torch.zeros(rows, 2, device=device),
+            ),
             shape=sample.shape,
         )
 
@@ -241,7 +240,7 @@ class _State:
         noise = None
         for j in range(int(np.asarray(self.plan.draws)[self.step])):
             drawn = randn_tensor(
-                tuple(self.shape), generator=generator, device=self.registers.device
+                tuple(self.shape), generator=generator, device=self.fused.registers.device
             )
             noise = drawn.flatten(1) if j == used else noise
         return noise
@@ -250,16 +249,13 @@ class _State:
         """Takes the step; a ``sample`` that is not what the last step returned replaces x."""
         untouched = self.last is not None and sample is self.last
         if not (untouched and sample._version == self.version):
-            self.registers[:, 0] = sample.flatten(1)
-        output = model_output.to(sample.dtype).flatten(1).contiguous()
+            self.fused.registers[:, 0] = sample.flatten(1)
+        output = model_output.to(sample.dtype).contiguous()
         result = torch.empty_like(output)
-        self.indices.fill_(self.step)
-        solver_step(
-            self.registers, [output], self.weights, noise, self.table, self.indices, None,
-            result[None], self.stats,
-        )  # fmt: skip
+        self.fused.step.fill_(self.step)
+        self.fused(output, noise, model_input=result)
         self.step += 1
-        self.last = result.view(self.shape)
+        self.last = result
         self.version = self.last._version
         return self.last
 
