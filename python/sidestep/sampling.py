@@ -48,6 +48,7 @@ class Run:
         nfe: N model evaluations per image; a guidance pair counts as one.
         ticks: Sequential model calls of each batch.
         seconds: Wall-clock of each batch.
+        sizes: Images of each batch.
         called: ``[N, steps]`` bool, which steps called the model; None for the plain pipeline.
         criterion: ``[N, steps]`` the number that decided, NaN where there was none.
     """
@@ -58,13 +59,17 @@ class Run:
     nfe: list[float] = field(default_factory=list)
     ticks: list[int] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
+    sizes: list[int] = field(default_factory=list)
     called: np.ndarray | None = None
     criterion: np.ndarray | None = None
 
     @property
     def median_seconds(self) -> float:
-        """Median wall-clock of the batches, in seconds."""
-        return statistics.median(self.seconds)
+        """Median wall-clock of the full batches, in seconds."""
+        full = max(self.sizes)
+        return statistics.median(
+            s for s, n in zip(self.seconds, self.sizes, strict=True) if n == full
+        )
 
 
 def run_jobs(
@@ -79,9 +84,9 @@ def run_jobs(
 ) -> list[Run]:
     """Makes every prompt's picture by every job, each prompt from the same noise in all jobs.
 
-    The jobs take turns on each batch, so that a disturbance of the machine meets all of them.
-    Image ``i`` starts from a generator of its own, seeded ``seed + i``: the batch size does not
-    change what is drawn.
+    The jobs take turns on each batch, and at being first, so that a disturbance of the machine
+    meets all of them. Image ``i`` starts from a generator of its own, seeded ``seed + i``: the
+    batch size does not change what is drawn.
 
     Args:
         pipe: A text-to-image pipeline; its scheduler is put back at the end.
@@ -93,22 +98,42 @@ def run_jobs(
     own = pipe.scheduler
     runs = [Run(job=job, solver=solver_name(job.solver, job.grid, own)) for job in jobs]
     schedulers = [make_scheduler(job.solver, job.grid, own) for job in jobs]
+    for job, scheduler in zip(jobs, schedulers, strict=True):
+        _check_steps(job, scheduler)
     images: list[list[Tensor]] = [[] for _ in jobs]
     try:
-        for first in range(0, len(prompts), batch):
+        _warm_up(pipe, list(prompts[:batch]), guidance)
+        for number, first in enumerate(range(0, len(prompts), batch)):
             chunk = list(prompts[first : first + batch])
-            for i, run in enumerate(runs):
+            order = range(len(jobs)) if number % 2 == 0 else reversed(range(len(jobs)))
+            for i in order:
                 pipe.scheduler = schedulers[i]
                 generators = [
                     torch.Generator().manual_seed(seed + first + j) for j in range(len(chunk))
                 ]
-                call = _call(pipe, run.job, chunk, guidance, generators, on_step)
-                images[i].append(_timed(pipe, run, call, len(chunk)))
+                call = _call(pipe, jobs[i], chunk, guidance, generators, on_step)
+                images[i].append(_timed(pipe, runs[i], call, len(chunk)))
     finally:
         pipe.scheduler = own
     for run, parts in zip(runs, images, strict=True):
         run.images = torch.cat(parts)
     return runs
+
+
+def _check_steps(job: Job, scheduler: Any) -> None:
+    """Refuses a number of steps that the scheduler refuses, before any work is done."""
+    if scheduler.config.get("use_dynamic_shifting"):
+        return  # needs what only the pipeline knows
+    try:
+        scheduler.set_timesteps(job.steps)
+    except (ValueError, TypeError, IndexError) as error:
+        raise UserError(f"--steps: {job.steps} with {type(scheduler).__name__}: {error}") from error
+
+
+def _warm_up(pipe: Any, prompts: list[str], guidance: float) -> None:
+    """First calls cost more than later ones; they are nobody's."""
+    with torch.no_grad():
+        pipe(prompts, num_inference_steps=1, guidance_scale=guidance, output_type="pt")
 
 
 def _call(
@@ -135,7 +160,7 @@ def _call(
                     output_type="pt",
                     callback_on_step_end=after_step,
                 ).images
-        except (ValueError, TypeError) as error:
+        except ValueError as error:
             raise UserError(f"{job.label}: {error}") from error
 
     return call
@@ -144,23 +169,33 @@ def _call(
 def _timed(pipe: Any, run: Run, call: Callable[[], Tensor], count: int) -> Tensor:
     """One batch: its pictures, with time and calls entered into ``run``."""
     if run.job.method is None:
-        start = time.perf_counter()
-        images = call()
-        run.seconds.append(time.perf_counter() - start)
+        images = _clock(pipe, run, call)
         calls = len(pipe.scheduler.timesteps)
         run.nfe += [float(calls)] * count
         run.ticks.append(calls)
         return images.float().cpu()
-    with enable(pipe, run.job.method) as handle:
-        start = time.perf_counter()
-        images = call()
-        run.seconds.append(time.perf_counter() - start)
+    try:
+        handle = enable(pipe, run.job.method)
+    except ValueError as error:
+        raise UserError(f"--method: {error}") from error
+    with handle:
+        images = _clock(pipe, run, call)
         summary = handle.summary()
     run.nfe += list(summary.nfe)
     run.ticks.append(summary.ticks)
     run.called = _stack(run.called, np.asarray(summary.skip_map, dtype=bool))
     run.criterion = _stack(run.criterion, np.asarray(summary.criterion, dtype=np.float64))
     return images.float().cpu()
+
+
+def _clock(pipe: Any, run: Run, call: Callable[[], Tensor]) -> Tensor:
+    start = time.perf_counter()
+    images = call()
+    if pipe.device.type == "cuda":
+        torch.cuda.synchronize(pipe.device)
+    run.seconds.append(time.perf_counter() - start)
+    run.sizes.append(len(images))
+    return images
 
 
 def _stack(above: np.ndarray | None, below: np.ndarray) -> np.ndarray:

@@ -42,6 +42,7 @@ SOLVERS: dict[str, Solver] = {
 
 DEFAULT_SOLVER = "dpmsolver++2m"
 DEFAULT_GRID = "karras"
+DEFAULT_FLOW_GRID = "trailing"
 """The closest to a 1000-step reference at 10 to 25 calls: `sidestep bench solvers`."""
 
 

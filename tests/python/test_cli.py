@@ -127,6 +127,18 @@ def test_doctor_names_what_was_built(capsys: pytest.CaptureFixture[str]) -> None
         (["generate", "x", "--solver", "dpmsolver++2m", "--grid", "magic"], "--grid: 'magic' is"),
         (["generate", "x", "--threshold", "-1"], "threshold"),
         (["compare", "x", "--out", "/proc/none/x.png"], "--out: cannot write /proc/none/x.png"),
+        (["compare", "x", "--out", "/proc/x.png"], "--out: cannot write /proc/x.png"),
+        (["compare", "x", "--out", "x.xyz"], "x.xyz ends in '.xyz', expected .png"),
+        (["generate", "x", "--out", "/proc/x"], "--out: cannot write /proc/x"),
+        (["compare", "x", "--against-steps", "0"], "--against-steps: got 0, expected more than 0"),
+        (["compare", "x", "--guidance", "nan"], "--guidance: got nan, expected a finite number"),
+        (["generate", "x", "--seed", "99999999999999999999"], "--seed: got 99999999999999999999"),
+        (["generate", "--prompts", ""], "--prompts: cannot read ''"),
+        (["generate", "x", "--solver", "VQDiffusion"], "VQDiffusionScheduler does not fit"),
+        (["generate", "x", "--solver", "HeunDiscrete"], "--method: "),
+        (["generate", "x", "--steps", "abc"], "--steps"),
+        (["generate", "x", "--no-such-option"], "--no-such-option"),
+        (["bench", "solvers", "--calls", "0"], "--calls: got 0, expected more than 0"),
         (["compare", "x", "--out", "/"], "--out: / is a folder"),
         (["generate", "x", "--steps", "2000"], "2000"),
         (["train", "emoji-sd", "--data", "nowhere", "--out", "m", "--iterations", "1"], "npm pack"),
@@ -144,7 +156,24 @@ def test_bad_input_is_one_sentence_and_leaves_nothing(
     error = _fail(capsys, *arguments)
     assert sentence in error
     assert len(error.strip().splitlines()) == 1
-    assert [f for f in tmp_path.rglob("*") if f.is_file()] == []
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_gpu_that_is_not_there_is_refused(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    out = tmp_path / "out"
+    error = _fail(capsys, "generate", "x", "--device", "cuda", "--out", str(out))
+    assert "--device: got cuda, expected cpu" in error and not out.exists()
+
+
+def test_a_broken_model_folder_is_one_sentence(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "model_index.json").write_text("{}")
+    error = _fail(capsys, "generate", "x", "--model", str(tmp_path), "--out", str(tmp_path / "o"))
+    assert "--model: diffusers cannot load" in error and len(error.strip().splitlines()) == 1
 
 
 def test_the_module_is_the_command(tmp_path: Path) -> None:

@@ -126,8 +126,7 @@ def test_add_noise_is_the_forward_process() -> None:
     own = DDIMScheduler(**SD, clip_sample=False)
     x0, noise = torch.randn(2, 2, 4, 4, 4, generator=torch.Generator().manual_seed(1)).unbind(0)
     scheduler = SidestepScheduler(**SD, solver="ddim", grid="trailing")
-    scheduler.set_timesteps(1000)
-    timesteps = scheduler.timesteps[[10, 700]]
+    timesteps = torch.tensor([989.0, 299.0])
     ours = scheduler.add_noise(x0, noise, timesteps)
     theirs = own.add_noise(x0, noise, timesteps.round().long())
     assert torch.allclose(ours, theirs, atol=1e-5)
@@ -162,9 +161,7 @@ def test_a_flow_is_recognised() -> None:
 
 def test_errors_are_one_sentence() -> None:
     x = torch.zeros(1, 4, 4, 4)
-    scheduler = SidestepScheduler(**SD)
-    with pytest.raises(ValueError, match="expected a call of set_timesteps"):
-        scheduler.step(x, 0, x)
+    fresh, scheduler = SidestepScheduler(**SD), SidestepScheduler(**SD)
     scheduler.set_timesteps(1)
     with pytest.raises(ValueError, match=r"model_output has shape \[2, 4, 4, 4\]"):
         scheduler.step(torch.zeros(2, 4, 4, 4), scheduler.timesteps[0], x)
@@ -173,8 +170,52 @@ def test_errors_are_one_sentence() -> None:
         scheduler.step(x, scheduler.timesteps[0], x)
     with pytest.raises(ValueError, match="solver 'magic' is unknown"):
         SidestepScheduler(solver="magic")
-    with pytest.raises(ValueError, match="thresholding is True"):
-        SidestepScheduler.from_config({"thresholding": True})
+    for method in (fresh.step, fresh.scale_model_input):
+        with pytest.raises(ValueError, match="expected a call of set_timesteps before it"):
+            method(x, 0, x) if method == fresh.step else method(x, 0)
+    with pytest.raises(ValueError, match="scale_model_input: all 1 steps are done"):
+        scheduler.scale_model_input(x, scheduler.timesteps[0])
+
+
+@pytest.mark.parametrize(
+    ("config", "sentence"),
+    [
+        ({"thresholding": True}, "thresholding is True"),
+        ({"beta_schedule": "linear", "use_dynamic_shifting": True}, "use_dynamic_shifting is True"),
+        ({"shift": 3.0, "shift_terminal": 0.1}, "shift_terminal is 0.1"),
+        ({"beta_schedule": "linear", "timestep_type": "continuous"}, "timestep_type is"),
+        (diffusers.EDMEulerScheduler().config, "sigma_data is 0.5"),
+        (diffusers.LTXEulerAncestralRFScheduler().config, "neither beta_schedule nor shift"),
+        (diffusers.ScoreSdeVeScheduler().config, "neither beta_schedule nor shift"),
+    ],
+)
+def test_configs_it_cannot_stand_for_are_refused(config: dict, sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        SidestepScheduler.from_config(config)
+
+
+def test_it_runs_in_inference_mode() -> None:
+    scheduler = SidestepScheduler(**SD)
+    x = torch.randn(1, 4, 4, 4, generator=torch.Generator().manual_seed(1))
+    results = []
+    for context in (torch.inference_mode, torch.no_grad):
+        scheduler.set_timesteps(5)
+        with context():
+            results.append(_loop(scheduler, x).clone())
+    assert torch.equal(*results)
+
+
+def test_a_flow_keeps_its_shift_and_its_even_times() -> None:
+    own = FlowMatchEulerDiscreteScheduler(shift=3.0)
+    ours = SidestepScheduler.from_config(own.config)
+    ours.set_timesteps(4)
+    times = np.array([1, 0.75, 0.5, 0.25])
+    expected = 1000 * 3 * times / (1 + 2 * times)
+    assert ours.timesteps.tolist() == pytest.approx(expected.tolist(), abs=1e-3)
+    assert FlowMatchEulerDiscreteScheduler.from_config(ours.config).config.shift == 3.0
+    x0, noise = torch.randn(2, 1, 4, 4, 4, generator=torch.Generator().manual_seed(1)).unbind(0)
+    noisy = ours.add_noise(x0, noise, torch.tensor([600.0]))
+    assert torch.allclose(noisy, 0.4 * x0 + 0.6 * noise, atol=1e-5)
 
 
 def test_an_empty_batch_steps() -> None:

@@ -75,7 +75,10 @@ def make_scheduler(solver: str | None, grid: str | None, own: Any) -> SchedulerM
             f"--solver: {solver!r} is neither one of ours ({', '.join(SOLVERS)}) nor a scheduler "
             "class of diffusers, such as EulerDiscreteScheduler"
         )
-    return found.from_config(own.config)
+    try:
+        return found.from_config(own.config)
+    except (ValueError, TypeError, ImportError) as error:
+        raise UserError(f"--solver: {found.__name__} does not fit this model: {error}") from error
 
 
 def _diffusers_class(name: str) -> Any:

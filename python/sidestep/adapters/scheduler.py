@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,11 +13,12 @@ from diffusers.configuration_utils import register_to_config
 from diffusers.schedulers.scheduling_utils import SchedulerOutput
 from torch import Tensor
 
+from sidestep.adapters.configs import refuse
 from sidestep.kernels import PreparedStep
 from sidestep.runtime.grids import find_grid
 from sidestep.runtime.plan import Plan
 from sidestep.runtime.schedules import DiscreteVP, FlowMatching, Schedule
-from sidestep.runtime.solvers import DEFAULT_GRID, DEFAULT_SOLVER, find_solver
+from sidestep.runtime.solvers import DEFAULT_FLOW_GRID, DEFAULT_GRID, DEFAULT_SOLVER, find_solver
 
 
 class SidestepScheduler(SchedulerMixin, ConfigMixin):
@@ -38,7 +40,9 @@ class SidestepScheduler(SchedulerMixin, ConfigMixin):
         use_flow_sigmas: Whether the model was trained by flow matching.
         flow_shift: The static shift of a flow's time.
         solver: A name of `sidestep.runtime.solvers.SOLVERS`.
-        grid: A name of `sidestep.runtime.grids.GRIDS`.
+        grid: A name of `sidestep.runtime.grids.GRIDS`; None for the default, which for a flow is
+            even in shifted time, as the model was trained.
+        shift: What a ``FlowMatch...`` config calls ``flow_shift``; kept for the way back.
 
     Raises:
         ValueError: A name is unknown, or the settings contradict each other.
@@ -59,13 +63,17 @@ class SidestepScheduler(SchedulerMixin, ConfigMixin):
         use_flow_sigmas: bool = False,
         flow_shift: float = 1.0,
         solver: str = DEFAULT_SOLVER,
-        grid: str = DEFAULT_GRID,
+        grid: str | None = None,
+        shift: float | None = None,
     ) -> None:
-        self._solver, self._grid = find_solver(solver), find_grid(grid)
         self.schedule = _schedule(self.config)
+        flow = isinstance(self.schedule, FlowMatching)
+        self._solver = find_solver(solver)
+        self._grid = find_grid(grid or (DEFAULT_FLOW_GRID if flow else DEFAULT_GRID))
         self.num_inference_steps: int | None = None
         self.timesteps = torch.from_numpy(np.arange(num_train_timesteps)[::-1].copy())
         self.init_noise_sigma = 1.0
+        self._plan: Plan | None = None
         self._begin: int | None = None
         self._state: _State | None = None
 
@@ -74,21 +82,16 @@ class SidestepScheduler(SchedulerMixin, ConfigMixin):
         cls, config: Any = None, return_unused_kwargs: bool = False, **kwargs: Any
     ) -> Any:
         """As in diffusers; a config with a ``shift`` and no betas (FlowMatch...) is a flow."""
-        config = {} if config is None else config
-        if config.get("thresholding"):
-            raise ValueError(
-                "SidestepScheduler: thresholding is True in the config, expected False; "
-                "Plan.run with a DynamicThreshold does it on the reference path"
-            )
-        if "shift" in config and "beta_schedule" not in config:
-            if config.get("use_dynamic_shifting"):
-                raise ValueError(
-                    "SidestepScheduler: use_dynamic_shifting is True in the config, expected "
-                    "False with a fixed flow_shift"
-                )
-            flow = {"prediction_type": "flow_prediction", "use_flow_sigmas": True}
-            kwargs = {**flow, "flow_shift": config["shift"], **kwargs}
-            config = {key: value for key, value in config.items() if key != "shift"}
+        config = dict(config or {})
+        flow = "shift" in config and not {"beta_schedule", "trained_betas"} & set(config)
+        refuse(config, flow)
+        if flow:
+            kwargs = {
+                "prediction_type": "flow_prediction",
+                "use_flow_sigmas": True,
+                "flow_shift": config["shift"],
+                **kwargs,
+            }
         return super().from_config(config, return_unused_kwargs=return_unused_kwargs, **kwargs)
 
     # -- the scheduler contract of diffusers --------------------------------------------------
@@ -101,11 +104,11 @@ class SidestepScheduler(SchedulerMixin, ConfigMixin):
         Raises:
             ValueError: The solver or grid cannot make so many.
         """
-        self._steps_asked = num_inference_steps
-        self._plan = self._compile(0)
-        self.num_inference_steps = len(self._plan)
-        self.timesteps = torch.tensor(self._plan.timesteps, dtype=torch.float32, device=device)
-        self.init_noise_sigma = self._plan.initial_scale
+        plan = self._compile(num_inference_steps, 0)
+        self._plan, self._steps_asked = plan, num_inference_steps
+        self.num_inference_steps = len(plan)
+        self.timesteps = torch.tensor(plan.timesteps, dtype=torch.float32, device=device)
+        self.init_noise_sigma = plan.initial_scale
         self._begin, self._state = None, None
 
     def set_begin_index(self, begin_index: int = 0) -> None:
@@ -128,9 +131,14 @@ class SidestepScheduler(SchedulerMixin, ConfigMixin):
         return None if self._state is None else self._state.fused.stats[:, 0]
 
     def scale_model_input(self, sample: Tensor, timestep: float | Tensor | None = None) -> Tensor:
-        """The model's input: ``sample`` times the scale of this step."""
-        index = self._index_of(timestep) if self._state is None else self._state.step
-        plan = self._plan if self._state is None else self._state.plan
+        """The model's input: ``sample`` times the scale of this step.
+
+        Raises:
+            ValueError: ``set_timesteps`` was not called, or all steps are done.
+        """
+        plan, index = self._plan_of("scale_model_input"), self._index_of(timestep)
+        if self._state is not None:
+            plan, index = self._state.plan, self._state.next_step("scale_model_input")
         scale = float(plan.input_scales[index])
         return sample if scale == 1 else sample * scale
 
@@ -147,8 +155,7 @@ class SidestepScheduler(SchedulerMixin, ConfigMixin):
         Raises:
             ValueError: ``set_timesteps`` was not called, all steps are done, or shapes disagree.
         """
-        if self.num_inference_steps is None:
-            raise ValueError("SidestepScheduler.step: expected a call of set_timesteps before it")
+        full = self._plan_of("step")
         if model_output.shape != sample.shape:
             raise ValueError(
                 f"SidestepScheduler.step: model_output has shape {list(model_output.shape)}, "
@@ -157,24 +164,23 @@ class SidestepScheduler(SchedulerMixin, ConfigMixin):
         if self._state is None:
             if self._begin is None:
                 self._begin = self._index_of(timestep)
-            plan = self._plan if self._begin == 0 else self._compile(self._begin)
+            begin = self._begin
+            plan = full if begin == 0 else self._compile(self._steps_asked, begin)
             self._state = _State.start(plan, sample)
         state = self._state
-        if state.step >= len(state.plan):
-            raise ValueError(
-                f"SidestepScheduler.step: all {len(state.plan)} steps are done, expected "
-                "set_timesteps before the next generation"
-            )
+        state.next_step("step")
         noise = state.draw(generator)
         prev_sample = state.advance(model_output, sample, noise)
         return SchedulerOutput(prev_sample=prev_sample) if return_dict else (prev_sample,)
 
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """``alpha(t) x_0 + sigma(t) eps`` at ``[B]`` timesteps, in the solver's coordinates."""
-        indices = [self._index_of(t) for t in timesteps.reshape(-1)]
-        log_snr = self._plan.log_snr
-        assert log_snr is not None  # every solver of ours knows it
-        times = self.schedule.t_from_log_snr(log_snr[indices])
+        """``alpha(t) x_0 + sigma(t) eps`` at ``[B]`` model times, in the solver's coordinates."""
+        config: Any = self.config
+        times = timesteps.reshape(-1).double().cpu().numpy()
+        if isinstance(self.schedule, FlowMatching):
+            times = self.schedule.t_from_noise_level(times / self.schedule.time_scale)
+        else:
+            times = (times + 1) / config.num_train_timesteps
         points = [self._solver.point(self.schedule, float(t)) for t in times]
         shape = (-1, *[1] * (original_samples.dim() - 1))
         alpha = torch.tensor([p.alpha for p in points]).to(original_samples).view(shape)
@@ -185,20 +191,24 @@ class SidestepScheduler(SchedulerMixin, ConfigMixin):
         config: Any = self.config
         return int(config.num_train_timesteps)
 
+    def _plan_of(self, method: str) -> Plan:
+        if self._plan is None:
+            raise ValueError(
+                f"SidestepScheduler.{method}: expected a call of set_timesteps before it"
+            )
+        return self._plan
+
     def _index_of(self, timestep: float | Tensor | None) -> int:
         """The step whose timestep is nearest; 0 where none is given."""
         if timestep is None:
             return 0
-        return int(np.abs(self._plan.timesteps - float(timestep)).argmin())
+        times = self._plan_of("step").timesteps
+        return int(np.abs(times - float(timestep)).argmin())
 
-    def _compile(self, begin: int) -> Plan:
+    def _compile(self, steps: int, begin: int) -> Plan:
         config: Any = self.config
         return self._solver.plan(
-            self.schedule,
-            self._grid,
-            self._steps_asked,
-            prediction=config.prediction_type,
-            begin=begin,
+            self.schedule, self._grid, steps, prediction=config.prediction_type, begin=begin
         )
 
 
@@ -211,7 +221,7 @@ class _State:
     shape: torch.Size
     step: int = 0
     last: Tensor | None = None  # what the last step returned
-    version: int = 0
+    version: float = math.nan
 
     @staticmethod
     def start(plan: Plan, sample: Tensor) -> _State:
@@ -232,6 +242,15 @@ class _State:
             shape=sample.shape,
         )
 
+    def next_step(self, method: str) -> int:
+        """The index of the step to come."""
+        if self.step >= len(self.plan):
+            raise ValueError(
+                f"SidestepScheduler.{method}: all {len(self.plan)} steps are done, expected "
+                "set_timesteps before the next generation"
+            )
+        return self.step
+
     def draw(self, generator: torch.Generator | list[torch.Generator] | None) -> Tensor | None:
         """The draw this step uses, ``[B, D]`` fp32, in the order and number of the plan."""
         from diffusers.utils.torch_utils import randn_tensor
@@ -247,8 +266,7 @@ class _State:
 
     def advance(self, model_output: Tensor, sample: Tensor, noise: Tensor | None) -> Tensor:
         """Takes the step; a ``sample`` that is not what the last step returned replaces x."""
-        untouched = self.last is not None and sample is self.last
-        if not (untouched and sample._version == self.version):
+        if sample is not self.last or _version(sample) != self.version:
             self.fused.registers[:, 0] = sample.flatten(1)
         output = model_output.to(sample.dtype).contiguous()
         result = torch.empty_like(output)
@@ -256,8 +274,13 @@ class _State:
         self.fused(output, noise, model_input=result)
         self.step += 1
         self.last = result
-        self.version = self.last._version
+        self.version = _version(result)
         return self.last
+
+
+def _version(tensor: Tensor) -> float:
+    """How often a tensor was written to; never equal where torch does not count."""
+    return math.nan if tensor.is_inference() else tensor._version
 
 
 def _schedule(config: Any) -> Schedule:

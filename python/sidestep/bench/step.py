@@ -22,8 +22,8 @@ from rich.table import Table
 from torch import Tensor
 
 from sidestep import _native
-from sidestep.cli.common import environment
 from sidestep.kernels import PreparedStep, config, reference
+from sidestep.report.environment import environment
 from sidestep.report.progress import progress
 from sidestep.runtime.plan import Plan
 

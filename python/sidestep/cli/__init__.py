@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import sys
+from typing import NoReturn
 
 import typer
 
 from sidestep.cli import bench, compare, doctor, generate, train
 from sidestep.errors import UserError
+from sidestep.kernels import BackendUnavailable, config
 
 app = typer.Typer(
     name="sidestep",
@@ -30,10 +32,24 @@ def main(arguments: list[str] | None = None) -> None:
         os.environ.setdefault(f"{library}_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     try:
-        app(args=arguments)
-    except UserError as error:
-        sys.stderr.write(f"sidestep: {error}\n")
-        sys.exit(2)
-    except KeyboardInterrupt:
-        sys.stderr.write("sidestep: interrupted\n")
-        sys.exit(130)
+        config.backend()
+    except ValueError as error:
+        _stop(str(error))
+    try:
+        code = app(args=arguments, standalone_mode=False)
+    except (UserError, BackendUnavailable) as error:
+        _stop(str(error))
+    except (KeyboardInterrupt, typer.Abort):
+        _stop("interrupted", 130)
+    except typer.Exit as request:
+        code = request.exit_code
+    except Exception as error:
+        if not hasattr(error, "format_message"):  # click's own: an unknown option, a wrong type
+            raise
+        _stop(error.format_message())
+    sys.exit(code or 0)
+
+
+def _stop(message: str, code: int = 2) -> NoReturn:
+    sys.stderr.write("sidestep: " + " ".join(message.split()) + "\n")
+    sys.exit(code)

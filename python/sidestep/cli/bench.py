@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from sidestep.cli import common
+from sidestep.report.environment import environment
 
 app = typer.Typer(no_args_is_help=True, help="Measurements side by side with peers, in one run.")
 
@@ -34,7 +35,7 @@ def solvers(
     prompts: Annotated[int, typer.Option(help="Novel prompts to average over.")] = 8,
     reference_steps: Annotated[int, typer.Option(help="Calls of the reference run.")] = 1000,
     calls: Annotated[
-        list[int] | None, typer.Option(help="Model calls (repeat). Default: 10 15 20 25 50.")
+        list[int] | None, typer.Option(help="Model calls (repeat). Default: 10 15 20 25.")
     ] = None,
     guidance: common.Guidance = 7.5,
     seed: common.Seed = 0,
@@ -45,13 +46,17 @@ def solvers(
     from sidestep.bench import solvers as suite
     from sidestep.report.pictures import check_writable, save_figure
 
-    common.check_positive(prompts=prompts, reference_steps=reference_steps)
+    calls = calls or [10, 15, 20, 25]
+    common.check_run(
+        guidance=guidance, seed=seed, prompts=prompts, reference_steps=reference_steps,
+        calls=min(calls),
+    )  # fmt: skip
     check_writable(out)
     document = suite.run(
-        model=model, prompts=prompts, reference_steps=reference_steps,
-        calls=calls or [10, 15, 20, 25, 50], guidance=guidance, seed=seed,
+        model=model, prompts=prompts, reference_steps=reference_steps, calls=calls,
+        guidance=guidance, seed=seed,
     )  # fmt: skip
-    document["environment"] = common.environment()
+    document["environment"] = environment()
     save_figure(suite.chart(document), out)
     document["pictures"] = [str(out)]
     if as_json:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import platform
 import sys
 from enum import Enum
 from pathlib import Path
@@ -30,6 +29,14 @@ class Dtype(str, Enum):
     bfloat16 = "bfloat16"
 
 
+class Device(str, Enum):
+    """Where the model runs."""
+
+    auto = "auto"
+    cpu = "cpu"
+    cuda = "cuda"
+
+
 Prompts = Annotated[list[str] | None, typer.Argument(help="Prompts.", show_default=False)]
 PromptFile = Annotated[
     str | None,
@@ -50,6 +57,9 @@ Seed = Annotated[int, typer.Option(help="Image i starts from seed + i.")]
 Batch = Annotated[int, typer.Option(help="Images a batch.")]
 Threshold = Annotated[float, typer.Option(help="Adaptive: reuse while the criterion is below.")]
 MaxSkip = Annotated[int, typer.Option(help="Adaptive: reuse at most so often in a row.")]
+DeviceOption = Annotated[
+    Device, typer.Option("--device", help="auto: the GPU if torch sees one, else the CPU.")
+]
 DtypeOption = Annotated[Dtype, typer.Option("--dtype", help="The model's dtype.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
 Out = Annotated[Path, typer.Option(help="The picture to write (PNG).")]
@@ -63,13 +73,13 @@ def gather_prompts(arguments: list[str] | None, source: str | None, default: str
     """
     from sidestep.models import load_prompts
 
-    if arguments and source:
+    if arguments and source is not None:
         raise UserError("expected prompts either as arguments or with --prompts, got both")
     if arguments:
         if any(not prompt.strip() for prompt in arguments):
             raise UserError("PROMPT: got an empty prompt, expected some text")
         return list(arguments)
-    return load_prompts(source or default)
+    return load_prompts(default if source is None else source)
 
 
 def check_positive(**options: float) -> None:
@@ -83,33 +93,17 @@ def check_positive(**options: float) -> None:
             raise UserError(f"--{name.replace('_', '-')}: got {value}, expected more than 0")
 
 
-def environment() -> dict[str, Any]:
-    """What the numbers were measured on."""
-    import diffusers
-    import torch
+def check_run(*, guidance: float, seed: int, **positive: float) -> None:
+    """Refuses numbers that no run can use.
 
-    from sidestep import __version__, _native
-
-    return {
-        "sidestep": __version__,
-        "torch": torch.__version__,
-        "diffusers": diffusers.__version__,
-        "python": platform.python_version(),
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
-        "cpu": _cpu_name(),
-        "threads": torch.get_num_threads(),
-        "simd": _native.simd(),
-    }
-
-
-def _cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(
-            line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")
-        )
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
+    Raises:
+        UserError: One is not positive, not finite or too large.
+    """
+    check_positive(**positive)
+    if not math.isfinite(guidance):
+        raise UserError(f"--guidance: got {guidance}, expected a finite number")
+    if not 0 <= seed < 2**63 - 2**32:
+        raise UserError(f"--seed: got {seed}, expected 0 or more, and below 2^63 - 2^32")
 
 
 def print_json(document: dict[str, Any]) -> None:
@@ -149,21 +143,6 @@ def method_settings(method: Method, threshold: float, max_skip: int) -> Any:
         return Adaptive(threshold=threshold, max_skip=max_skip)
     except ValueError as error:
         raise UserError(str(error)) from error
-
-
-def make_folder(folder: Path) -> None:
-    """Creates the output folder, before any work is done.
-
-    Raises:
-        UserError: It cannot be created or written.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / ".sidestep-write-test"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise UserError(f"--out: cannot write into {folder}: {error.strerror}") from error
 
 
 def slug(text: str) -> str:

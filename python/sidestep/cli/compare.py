@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from sidestep.cli import common
-from sidestep.cli.common import Dtype, Method
+from sidestep.cli.common import Device, Dtype, Method
 
 if TYPE_CHECKING:
     from sidestep.sampling import Run
@@ -30,6 +30,7 @@ def compare(
     threshold: common.Threshold = 0.01,
     max_skip: common.MaxSkip = 4,
     dtype: common.DtypeOption = Dtype.float32,
+    device: common.DeviceOption = Device.auto,
     out: common.Out = Path("sidestep-compare.png"),
     as_json: common.Json = False,
 ) -> None:
@@ -39,18 +40,22 @@ def compare(
     Without prompts the 64 novel prompts of the bundled model are used.
     """
     from sidestep.models import load_pipeline
+    from sidestep.report.environment import environment
     from sidestep.report.pictures import check_writable
     from sidestep.report.progress import progress
     from sidestep.sampling import Job, run_jobs
 
-    common.check_positive(steps=steps, batch=batch)
+    baseline_steps = steps if against_steps is None else against_steps
+    common.check_run(
+        guidance=guidance, seed=seed, steps=steps, batch=batch, against_steps=baseline_steps
+    )
     texts = common.gather_prompts(prompts, prompt_file, default="novel")
     settings = common.method_settings(method, threshold, max_skip)
     check_writable(out)
-    pipe = load_pipeline(model, getattr(torch, dtype.value))
+    pipe = load_pipeline(model, getattr(torch, dtype.value), device.value)
     plain = Job(
         label="plain", solver=against or solver, grid=None if against else grid,
-        steps=against_steps or steps,
+        steps=baseline_steps,
     )  # fmt: skip
     chosen = Job(label=method.value, method=settings, solver=solver, grid=grid, steps=steps)
     total = -(-len(texts) // batch) * (plain.steps + chosen.steps)
@@ -64,8 +69,9 @@ def compare(
     if as_json:
         common.print_json(
             {
-                "command": "compare", "environment": common.environment(), "model": model,
+                "command": "compare", "environment": environment(pipe.device.type), "model": model,
                 "prompts": len(texts), "guidance": guidance, "seed": seed, "results": results,
+                "baseline": {"solver": runs[0].solver, "steps": baseline_steps},
                 "pictures": [str(file) for file in files],
             }
         )  # fmt: skip

@@ -9,15 +9,14 @@ from typing import Any
 import torch
 
 from sidestep.cli import common
+from sidestep.report.environment import environment
 
 
 def doctor(as_json: common.Json = False) -> None:
     """Says what was built, what was found, what is missing and how to get it."""
     findings = _findings()
     if as_json:
-        common.print_json(
-            {"command": "doctor", "environment": common.environment(), "results": findings}
-        )
+        common.print_json({"command": "doctor", "environment": environment(), "results": findings})
         return
     from rich.console import Console
     from rich.table import Table
@@ -33,18 +32,15 @@ def doctor(as_json: common.Json = False) -> None:
 
 
 def _findings() -> list[dict[str, Any]]:
-    from sidestep import _native
     from sidestep.kernels import config
     from sidestep.models import BUNDLED
 
-    info = _native.build_info()
-    cuda_built = info["cuda"].startswith("yes")
+    native, cuda = _native_library()
     gpu = torch.cuda.is_available()
     triton = importlib.util.find_spec("triton") is not None
     findings = [
-        _finding("native library", True, f"{info['compiler']}, {_native.simd()}, "
-                 f"{_native.num_threads()} threads"),
-        _finding("CUDA kernels", cuda_built, info["cuda"],
+        native,
+        _finding("CUDA kernels", cuda.startswith("yes"), cuda,
                  "install a CUDA toolkit, then SIDESTEP_CUDA=1 pip install -e ."),
         _finding("GPU", gpu, torch.cuda.get_device_name() if gpu else "none seen by torch",
                  "everything runs on the CPU without one"),
@@ -58,6 +54,17 @@ def _findings() -> list[dict[str, Any]]:
         there = (folder / "model_index.json").is_file()
         findings.append(_finding(f"model {name}", there, str(folder), "reinstall sidestep"))
     return findings
+
+
+def _native_library() -> tuple[dict[str, Any], str]:
+    """The finding about the extension, and what it says of CUDA."""
+    try:
+        from sidestep import _native
+    except ImportError as error:
+        return _finding("native library", False, str(error), "pip install -e ."), "not built"
+    info = _native.build_info()
+    found = f"{info['compiler']}, {_native.simd()}, {_native.num_threads()} threads"
+    return _finding("native library", True, found), info["cuda"]
 
 
 def _finding(part: str, ok: bool, found: str, fix: str = "") -> dict[str, Any]:

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from sidestep.cli import common
-from sidestep.cli.common import Dtype, Method
+from sidestep.cli.common import Device, Dtype, Method
 
 
 def generate(
@@ -24,40 +24,46 @@ def generate(
     threshold: common.Threshold = 0.01,
     max_skip: common.MaxSkip = 4,
     dtype: common.DtypeOption = Dtype.float32,
+    device: common.DeviceOption = Device.auto,
     out: common.OutFolder = Path("sidestep-pictures"),
     as_json: common.Json = False,
 ) -> None:
     """Makes a picture per prompt, a PNG file each."""
     from sidestep.models import load_pipeline
-    from sidestep.report.pictures import save_image
+    from sidestep.report.environment import environment
+    from sidestep.report.pictures import check_folder, save_image
     from sidestep.report.progress import progress
     from sidestep.sampling import Job, run_jobs
 
-    common.check_positive(steps=steps, batch=batch)
+    common.check_run(guidance=guidance, seed=seed, steps=steps, batch=batch)
     texts = common.gather_prompts(prompts, prompt_file, default="novel")
     settings = common.method_settings(method, threshold, max_skip)
-    common.make_folder(out)
-    pipe = load_pipeline(model, getattr(torch, dtype.value))
+    check_folder(out)
+    pipe = load_pipeline(model, getattr(torch, dtype.value), device.value)
     job = Job(label=method.value, method=settings, solver=solver, grid=grid, steps=steps)
     with progress(-(-len(texts) // batch) * steps, "generate") as advance:
         (run,) = run_jobs(
             pipe, [job], texts, guidance=guidance, seed=seed, batch=batch, on_step=advance
         )
+    out.mkdir(parents=True, exist_ok=True)
     files = [out / f"{i:03d}-{common.slug(text)}.png" for i, text in enumerate(texts)]
     for image, file in zip(run.images, files, strict=True):
         save_image(image, file)
     if as_json:
+        results = [
+            {
+                "prompt": text, "file": str(files[i]), "seed": seed + i, "method": method.value,
+                "solver": run.solver, "steps": steps, "nfe": run.nfe[i],
+                "batch": min(batch, len(texts)), "ticks": run.ticks[i // batch],
+                "seconds": run.seconds[i // batch],
+            }
+            for i, text in enumerate(texts)
+        ]  # fmt: skip
         common.print_json(
             {
                 "command": "generate",
-                "environment": common.environment(),
-                "results": [
-                    {
-                        "prompt": text, "file": str(file), "seed": seed + i, "method": method.value,
-                        "solver": run.solver, "steps": steps, "nfe": nfe,
-                    }
-                    for i, (text, file, nfe) in enumerate(zip(texts, files, run.nfe, strict=True))
-                ],
+                "environment": environment(pipe.device.type),
+                "results": results,
             }
         )  # fmt: skip
         return

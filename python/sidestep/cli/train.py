@@ -29,11 +29,13 @@ def emoji_sd(
     lr: Annotated[float, typer.Option(help="Peak learning rate.")] = 4e-4,
     seed: common.Seed = 0,
     threads: Annotated[int, typer.Option(help="CPU threads; 0: torch's own setting.")] = 0,
+    as_json: common.Json = False,
 ) -> None:
     """Trains UNet and text encoder of the bundled model on emoji and pictures composed of them.
 
     Needs `npm pack emoji-datasource-google@16.0.0`, unpacked with tar in the --data folder.
     """
+    from sidestep.report.environment import environment
     from sidestep.training.emoji_sd import EmojiTraining, train
 
     settings = EmojiTraining(
@@ -47,4 +49,13 @@ def emoji_sd(
             print(line, file=sys.stderr)
 
     result = train(settings, tell)
+    if as_json:
+        common.print_json(
+            {
+                "command": "train emoji-sd", "environment": environment(), "out": str(result.out),
+                "iterations": len(result.losses), "seconds": result.seconds,
+                "captions": len(result.captions), "loss": result.losses[-1],
+            }
+        )  # fmt: skip
+        return
     print(f"saved in {result.out}: {len(result.losses)} iterations, {result.seconds / 60:.0f} min")

@@ -6,6 +6,8 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from safetensors import SafetensorError
+
 from sidestep.errors import UserError
 
 if TYPE_CHECKING:
@@ -19,7 +21,7 @@ PROMPT_SETS = {
 }
 
 
-def load_pipeline(model: str, dtype: torch.dtype | None = None) -> Any:
+def load_pipeline(model: str, dtype: torch.dtype | None = None, device: str = "cpu") -> Any:
     """Loads a pipeline from a bundled name or a local diffusers folder; never downloads.
 
     Raises:
@@ -42,12 +44,28 @@ def load_pipeline(model: str, dtype: torch.dtype | None = None) -> Any:
     settings = {"safety_checker": None} if "safety_checker" in _components(folder) else {}
     try:
         pipe = DiffusionPipeline.from_pretrained(folder, local_files_only=True, **settings)
-    except (OSError, ValueError) as error:
-        raise UserError(f"--model: diffusers cannot load {folder}: {error}") from error
+    except (OSError, ValueError, KeyError, AttributeError, SafetensorError) as error:
+        raise UserError(f"--model: diffusers cannot load {folder}: {error!r}") from error
     if dtype is not None:
         pipe.to(dtype=dtype)
+    pipe.to(_device(device))
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+def _device(name: str) -> str:
+    """``cpu`` or ``cuda`` for ``auto`` and for names torch knows.
+
+    Raises:
+        UserError: A GPU was asked for and torch sees none.
+    """
+    import torch
+
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise UserError(f"--device: got {name}, expected cpu, as torch sees no GPU")
+    return name
 
 
 def _components(folder: Path) -> str:

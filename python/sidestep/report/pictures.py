@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from textwrap import shorten, wrap
@@ -20,17 +21,42 @@ if TYPE_CHECKING:
 BLUE, ORANGE, GREY, INK = "#2563eb", "#f59e0b", "#d9dee7", "#1f2937"
 
 
-def check_writable(path: Path, option: str = "--out") -> None:
-    """Refuses, before any work is done, a path that cannot be written.
+FORMATS = (".png", ".pdf", ".svg", ".jpg")
+
+
+def check_writable(path: Path) -> None:
+    """Refuses, before any work is done, a picture that cannot be written.
 
     Raises:
-        UserError: The folder does not exist or cannot be written, or the path is a folder.
+        UserError: The folder does not exist or cannot be written, the path is a folder, or its
+            format is unknown.
     """
-    folder = path.absolute().parent
     if path.is_dir():
-        raise UserError(f"{option}: {path} is a folder, expected a file name")
-    if not folder.is_dir() or not os.access(folder, os.W_OK):
-        raise UserError(f"{option}: cannot write {path}, {folder} is not a writable folder")
+        raise UserError(f"--out: {path} is a folder, expected a file name")
+    if path.suffix.lower() not in FORMATS:
+        raise UserError(f"--out: {path} ends in {path.suffix!r}, expected {', '.join(FORMATS)}")
+    _check_folder(path, path.absolute().parent)
+
+
+def check_folder(folder: Path) -> None:
+    """Refuses, before any work is done, a folder that cannot be created or written.
+
+    Raises:
+        UserError: It is a file, or the nearest folder that exists cannot be written.
+    """
+    existing = folder.absolute()
+    while not existing.exists():
+        existing = existing.parent
+    _check_folder(folder, existing)
+
+
+def _check_folder(path: Path, folder: Path) -> None:
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        reason = f"{folder} is not a writable folder ({error.strerror})"
+        raise UserError(f"--out: cannot write {path}, {reason}") from error
 
 
 def save_figure(figure: Figure, path: Path) -> None:
