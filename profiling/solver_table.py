@@ -41,8 +41,9 @@ def page(document: dict[str, Any]) -> str:
         "# Solvers and grids against a 1000-step reference, on emoji-sd",
         "",
         f"Made by `sidestep {' '.join(COMMAND)}`: {len(document['prompts'])} novel prompts, "
-        f"guidance {document['guidance']}, reference: {document['reference']}; deterministic solvers. "
-        f"torch {environment['torch']}, diffusers {environment['diffusers']}. Latent RMS and PSNR "
+        f"guidance {document['guidance']}, reference: {document['reference']}; "
+        f"deterministic solvers; torch {environment['torch']}, diffusers "
+        f"{environment['diffusers']}. Latent RMS and PSNR "
         "are means over the prompts; grids with two names are run once.",
         "",
         "![PSNR against model calls](solvers.png)",

@@ -220,7 +220,7 @@ def test_hold_is_a_run_with_the_first_output_held(first: int, last: int) -> None
     assert (len(held), held.registers) == (1, R)
     assert held.timesteps == plan.timesteps[first]
     assert held.input_scales == plan.input_scales[first]
-    assert held.draws.tolist() == [J * (last - first)]
+    assert held.draws.tolist() == [plan.draws[first:last].sum()]
     assert held.name == f"random hold[{first}:{last}]"
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from sidestep.runtime.grids import Custom, TimeUniform, Trailing
+from sidestep.runtime.grids import Custom, Karras, TimeUniform, Trailing
 from sidestep.runtime.predictions import PREDICTIONS, find_prediction
 from sidestep.runtime.schedules import DiscreteVP
 from sidestep.runtime.solvers import SOLVERS, Solver, find_solver
@@ -14,15 +14,31 @@ SD = DiscreteVP.scaled_linear()
 
 
 def test_begin_leaves_out_the_first_calls() -> None:
-    for name in ("ddim", "dpmsolver++3m", "heun", "dpmsolver++3s", "unipc2"):
-        whole = SOLVERS[name].plan(SD, "karras", 12)
-        for begin in (3, 4, 5):
-            rest = SOLVERS[name].plan(SD, "karras", 12, begin=begin)
-            assert len(rest) <= 12 - begin
-            np.testing.assert_allclose(rest.timesteps, whole.timesteps[12 - len(rest) :])
-            assert rest.timesteps[0] == pytest.approx(whole.timesteps[begin], abs=1e-9)
+    """Also inside a step of several calls, which then starts at lower order."""
+    for name, solver in SOLVERS.items():
+        if solver.stochastic:
+            continue
+        whole = solver.plan(SD, "karras", 12)
+        assert whole.log_snr is not None
+        for begin in range(1, 6):
+            rest = solver.plan(SD, "karras", 12, begin=begin)
+            assert len(rest) == len(whole) - begin, (name, begin)
+            np.testing.assert_array_equal(rest.timesteps, whole.timesteps[begin:])
+            assert rest.log_snr is not None and rest.log_snr[0] == whole.log_snr[begin]
     with pytest.raises(ValueError, match="begin is 12"):
         SOLVERS["ddim"].plan(SD, "karras", 12, begin=12)
+
+
+@pytest.mark.parametrize("begin", [1, 5, 11])
+def test_heun_cut_inside_a_pair_first_makes_a_call_that_moves_nothing(begin: int) -> None:
+    """The rest is the plan that begins at the pair's end."""
+    grid = Karras(final="sigma_min")
+    cut = SOLVERS["heun"].plan(SD, grid, 12, begin=begin)
+    np.testing.assert_array_equal(cut.matrices[0, 0], np.eye(1, cut.matrices.shape[2])[0])
+    if begin < 11:
+        rest = SOLVERS["heun"].plan(SD, grid, 12, begin=begin + 1)
+        np.testing.assert_array_equal(cut.matrices[1:], rest.matrices)
+        assert cut.initial_scale == rest.initial_scale
 
 
 def test_lower_order_final_rules() -> None:

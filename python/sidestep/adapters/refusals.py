@@ -79,6 +79,10 @@ class NoiseGuard:
 
     def _states(self) -> list[Tensor]:
         states = [generator.get_state() for generator in self.generators]
+        if (
+            states
+        ):  # a step that was given generators draws from them, and other threads from torch's
+            return states
         states.append(torch.get_rng_state())
         if self.device.type == "cuda":
             states.append(torch.cuda.get_rng_state(self.device))
