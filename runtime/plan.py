@@ -13,8 +13,9 @@ every fast path is compared with it.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,8 +43,9 @@ class Plan:
         matrices: ``[K, R, R + 1 + J]`` float64, columns ``[registers; u; noise]``.
         timesteps: ``[K]`` float64, the model's own time at each call.
         input_scales: ``[K]`` float64, the model reads ``input_scales[k] * registers[0]``.
-        initial_scale: What unit noise is multiplied by before step 0.
+        initial_scale: What unit noise is multiplied by before step 0, above 0.
         draws: ``[K]`` int64, noise tensors the sampler draws at each step (used or not), at most J.
+            Columns of ``matrices`` beyond them are not read.
         errors: ``[K, R + 1 + J]`` float64 or None, the embedded error estimate: the update of
             the sampler's order minus the update one order below.
         log_snr: ``[K]`` float64 or None, ``lambda = ln(alpha / sigma)`` at each call.
@@ -69,6 +71,12 @@ class Plan:
     _digest: str = field(init=False, default="")
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "name", str(self.name))
+        object.__setattr__(self, "initial_scale", float(self.initial_scale))
+        if not 0 < self.initial_scale < math.inf:
+            raise ValueError(
+                f"Plan: initial_scale is {self.initial_scale}, expected a finite number above 0"
+            )
         matrices = np.asarray(self.matrices, dtype=np.float64)
         if matrices.ndim != 3 or matrices.shape[2] <= matrices.shape[1] or matrices.shape[1] < 1:
             raise ValueError(
@@ -112,11 +120,13 @@ class Plan:
         if key != "log_snr" and not np.isfinite(array).all():
             step = int(np.argwhere(~np.isfinite(array))[0][0])
             raise ValueError(f"Plan: {key} is not finite at step {step} of {self.name}")
-        array.setflags(write=False)
-        object.__setattr__(self, key, array)
+        # over bytes, which nobody can make writeable again
+        frozen = np.ndarray(array.shape, array.dtype, buffer=array.tobytes())
+        object.__setattr__(self, key, frozen)
 
     def _compute_digest(self) -> str:
-        digest = hashlib.sha256(repr((self.name, self.initial_scale, self.threshold)).encode())
+        head = (self.name, self.initial_scale.hex(), self.threshold)
+        digest = hashlib.sha256(repr(head).encode())
         for key in _ARRAYS:
             value = getattr(self, key)
             digest.update(b"-" if value is None else repr(value.shape).encode() + value.tobytes())
@@ -137,7 +147,12 @@ class Plan:
     @property
     def stochastic(self) -> bool:
         """Whether any noise enters the result."""
-        return bool((self.matrices[:, :, self.registers + 1 :] != 0).any())
+        return any((self._drawn(k) != 0).any() for k in range(len(self)))
+
+    def _drawn(self, k: int) -> np.ndarray:  # [R, draws[k]]
+        """The columns of the noise that step ``k`` draws."""
+        count = int(np.asarray(self.draws)[k])
+        return self.matrices[k, :, self.registers + 1 : self.registers + 1 + count]
 
     @property
     def digest(self) -> str:
@@ -152,6 +167,15 @@ class Plan:
 
     def __hash__(self) -> int:
         return hash(self.digest)
+
+    def __copy__(self) -> Plan:
+        return self
+
+    def __deepcopy__(self, memo: object) -> Plan:
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuild, ({f.name: getattr(self, f.name) for f in fields(self) if f.init},)
 
     def __repr__(self) -> str:
         noise = ", stochastic" if self.stochastic else ""
@@ -189,7 +213,9 @@ class Plan:
         Args:
             model: ``model(x_in, t) -> u``; ``x_in`` is already scaled, ``t`` is a float.
             x: ``[B, ...]``, the start: unit noise times ``initial_scale`` for a full trajectory.
-            noise: Unit normal draws, ``[K, J, B, ...]``, or a function of the step and the draw.
+            noise: Unit normal draws, ``[K, J, B, ...]``, or a function of the step and the draw. It
+                is asked for ``j < draws[k]`` only, in order, so that a function that draws from a
+                generator replays the stream of the sampler.
             callback: Called with ``(k, x)`` after every step.
 
         Returns:
@@ -205,7 +231,8 @@ class Plan:
             u = model(self.input_scales[k] * state[0], float(self.timesteps[k]))
             if self.threshold is not None and self.data_maps is not None:
                 u = self.threshold(_combine(self.data_maps[k], [*state, u]))
-            draws = [] if noise is None else [_draw(noise, k, j) for j in range(self.noise_columns)]
+            count = self._drawn(k).shape[1]
+            draws = [] if noise is None else [_draw(noise, k, j) for j in range(count)]
             state = [_combine(row, [*state, u, *draws]) for row in self.matrices[k]]
             if callback is not None:
                 callback(k, state[0])
@@ -216,7 +243,8 @@ class Plan:
 
         It is at once a run of skipped calls (AdaptiveDiffusion reuses the last prediction) and
         the coarse solver of SRDS, on all registers: M_{last-1} ... M_first with the column of
-        ``u`` accumulated. The noise columns are those of the steps, in order.
+        ``u`` accumulated. It draws what the steps draw, ``sum(draws[first:last])``, and its noise
+        columns come in that order: step by step, and within step ``k`` by ``j < draws[k]``.
 
         Raises:
             ValueError: The range is empty or outside the plan, or the plan has a threshold.
@@ -228,18 +256,20 @@ class Plan:
             )
         if self.threshold is not None:
             raise ValueError("Plan.hold: thresholding is not linear, expected a plan without it")
-        R, J, count = self.registers, self.noise_columns, last - first
-        total = np.eye(R, R + 1 + J * count)
-        for i, k in enumerate(range(first, last)):
-            step = self.matrices[k]
+        R, drawn = self.registers, int(np.asarray(self.draws)[first:last].sum())
+        total = np.eye(R, R + 1 + drawn)
+        column = R + 1
+        for k in range(first, last):
+            step, noise = self.matrices[k], self._drawn(k)
             total = step[:, :R] @ total
             total[:, R] += step[:, R]
-            total[:, R + 1 + J * i : R + 1 + J * (i + 1)] += step[:, R + 1 :]
+            total[:, column : column + noise.shape[1]] += noise
+            column += noise.shape[1]
         return replace(
             self,
             name=f"{self.name} hold[{first}:{last}]",
             matrices=total[None],
-            draws=np.array([J * count]),
+            draws=np.array([drawn]),
             errors=None,
             timesteps=self.timesteps[first : first + 1],
             input_scales=self.input_scales[first : first + 1],
@@ -285,7 +315,7 @@ class Plan:
         Raises:
             ValueError: More than one does.
         """
-        used = np.flatnonzero((self.matrices[k][:, self.registers + 1 :] != 0).any(axis=0))
+        used = np.flatnonzero((self._drawn(k) != 0).any(axis=0))
         if len(used) > 1:
             raise ValueError(f"Plan: step {k} of {self.name} uses {len(used)} draws, expected 1")
         return int(used[0]) if len(used) else None
@@ -337,6 +367,10 @@ class Plan:
             method=method,
             begin_index=begin_index,
         )
+
+
+def _rebuild(arguments: dict[str, Any]) -> Plan:
+    return Plan(**arguments)
 
 
 def _is_identity(row: np.ndarray, i: int) -> bool:

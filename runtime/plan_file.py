@@ -22,7 +22,7 @@ def save(plan: Plan, path: Path) -> None:
     metadata = {
         "format": _FORMAT,
         "name": plan.name,
-        "initial_scale": float(plan.initial_scale).hex(),
+        "initial_scale": plan.initial_scale.hex(),
         "threshold": json.dumps(asdict(plan.threshold) if plan.threshold else None),
         "digest": plan.digest,
     }

@@ -5,6 +5,7 @@ Source: Imagen (Saharia et al. 2022), section 2.3; DPM-Solver++ (Lu et al. 2022)
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -32,9 +33,13 @@ class DynamicThreshold:
     maximum: float | None = None
 
     def __post_init__(self) -> None:
+        for name in ("ratio", "minimum", "maximum"):
+            if name != "maximum" or self.maximum is not None:
+                object.__setattr__(self, name, float(getattr(self, name)))
         if not 0 < self.ratio <= 1:
             raise ValueError(f"DynamicThreshold: ratio is {self.ratio}, expected 0 < ratio <= 1")
-        if self.minimum <= 0 or (self.maximum is not None and self.maximum < self.minimum):
+        highest = math.inf if self.maximum is None else self.maximum
+        if not (0 < self.minimum < math.inf and self.minimum <= highest):
             raise ValueError(
                 f"DynamicThreshold: minimum is {self.minimum} and maximum {self.maximum}, "
                 "expected 0 < minimum <= maximum"

@@ -18,13 +18,14 @@ def write_heun(program: Program, problem: Problem, spans: list[list[Point]]) -> 
     """Writes the calls of every step.
 
     Args:
-        spans: ``[s, t]`` for a step of Euler, ``[s, t, t]`` for one of Heun.
+        spans: ``[s, t]`` for a step of Euler, ``[s, t, t]`` for one of Heun, and ``[t, t]`` for the
+            call that is left of a step of Heun that was cut.
     """
     integrator = Integrator(data=False)
     for span in spans:
         s, t = span[0], span[-1]
         call = problem.call(s)
-        x = integrator.first_order(s, t, call.x0, call.eps)
+        x = Program.x if s == t else integrator.first_order(s, t, call.x0, call.eps)
         program.step(**call.step, x=x, slope=call.eps)
         if len(span) == 3:
             end = problem.call(t)

@@ -98,12 +98,16 @@ def singlestep_spans(
 
 
 def spans_from_call(spans: list[list[Point]], begin: int) -> list[list[Point]]:
-    """What is left after the first ``begin`` calls; a step that is cut goes on at lower order."""
+    """What is left after the first ``begin`` calls; a step that is cut goes on at lower order.
+
+    A step of Heun, ``[s, t, t]``, is cut to ``[t, t]``: the call stays and moves nothing, so that
+    the calls are those of the whole plan, from number ``begin`` on.
+    """
     rest = []
     for span in spans:
         left = span[begin:] if begin > 0 else span
         begin -= len(span) - 1
-        if len(left) > 1 and left[0].log_snr != left[-1].log_snr:
+        if len(left) > 1:
             rest.append(left)
     return rest
 
