@@ -45,14 +45,8 @@ def row(document: dict[str, Any]) -> str:
     )
 
 
-def main() -> None:
-    """Runs everything and writes both files."""
-    documents = [
-        measure(prompts, solver, steps)
-        for prompts in ("novel", "trained")
-        for steps in (50, 25)
-        for solver in SOLVERS
-    ]
+def page(documents: list[dict[str, Any]]) -> str:
+    """The page: one line of the table per run."""
     environment = documents[0]["environment"]
     lines = [
         "# AdaptiveDiffusion, paper mode (threshold 0.01, at most 4 skips), on emoji-sd",
@@ -66,10 +60,21 @@ def main() -> None:
         *map(row, documents),
         "",
     ]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Runs everything; both files are brought up to date after every run."""
     RESULTS.mkdir(parents=True, exist_ok=True)
-    (RESULTS / "adaptive-paper.json").write_text(json.dumps(documents, indent=1) + "\n")
-    (RESULTS / "adaptive-paper.md").write_text("\n".join(lines))
-    print("\n".join(lines))
+    documents = []
+    for prompts in ("novel", "trained"):
+        for steps in (50, 25):
+            for solver in SOLVERS:
+                documents.append(measure(prompts, solver, steps))
+                text = json.dumps(documents, indent=1) + "\n"
+                (RESULTS / "adaptive-paper.json").write_text(text)
+                (RESULTS / "adaptive-paper.md").write_text(page(documents))
+                print(row(documents[-1]), flush=True)
 
 
 if __name__ == "__main__":
