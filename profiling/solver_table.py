@@ -12,6 +12,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from sidestep.bench.solvers import chart
+from sidestep.report.pictures import save_figure
+
 RESULTS = Path(__file__).resolve().parent.parent / "docs" / "results"
 COMMAND = ["bench", "solvers", "--prompts", "3"]
 
@@ -74,6 +77,7 @@ def main() -> None:
     saved = RESULTS / "solvers.json"
     if "--reuse" in sys.argv[1:]:
         document = json.loads(saved.read_text())
+        save_figure(chart(document), RESULTS / "solvers.png")
     else:
         document = measure()
         saved.write_text(json.dumps(document, indent=1) + "\n")

@@ -42,8 +42,11 @@ SOLVERS: dict[str, Solver] = {
 
 DEFAULT_SOLVER = "dpmsolver++2m"
 DEFAULT_GRID = "karras"
+"""Among the four closest to a 1000-step reference at 15, 20 and 25 calls, and not far off at 10,
+which no other pair is (docs/results/solvers.md; dpmsolver2m on logsnr is closer at 20, 25)."""
+
 DEFAULT_FLOW_GRID = "trailing"
-"""The closest to a 1000-step reference at 10 to 25 calls: `sidestep bench solvers`."""
+"""Even in shifted time, as flow models are trained and as diffusers samples them. Not measured."""
 
 
 def find_solver(name: str) -> Solver:

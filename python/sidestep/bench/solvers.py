@@ -30,6 +30,8 @@ REFERENCE = ("dpmsolver++2m", "trailing")
 CLAIM = ("DPMSolver++ at 25 calls", "PNDM at 50 steps")
 """The claim DPM-Solver++ was known for: the first at least as close as the second."""
 
+PNDM_STEPS = 50
+
 SAME = {"euler"}
 """DDIM in other coordinates: the same latents, so it is not run twice."""
 
@@ -91,7 +93,7 @@ def _jobs(pipe: Any, calls: list[int]) -> list[tuple[str, str, str | None, int, 
     """(source, solver, grid, calls asked for, plan), deterministic solvers only."""
     jobs: list[tuple[str, str, str | None, int, Plan]] = []
     for name in PEERS:
-        for n in sorted({*calls, 50}):
+        for n in sorted({*calls, PNDM_STEPS}):
             plan = Plan.from_scheduler(peer_scheduler(name, pipe.scheduler.config), n)
             jobs.append(("diffusers", name, None, n, plan))
     seen: set[tuple[bytes, bytes]] = set()
@@ -137,7 +139,7 @@ def _claim(results: list[dict[str, Any]]) -> dict[str, Any]:
         ]
         return min(found, key=lambda r: r["latent_rms"], default=None)
 
-    pndm = closest("diffusers", 50, "PNDM")
+    pndm = closest("diffusers", PNDM_STEPS, "PNDM")
     default = [
         r
         for r in results
@@ -156,32 +158,38 @@ def _claim(results: list[dict[str, Any]]) -> dict[str, Any]:
     return {"claim": f"{CLAIM[0]} at least as close as {CLAIM[1]}", "pndm": pndm, "rows": rows}
 
 
-def chart(document: dict[str, Any]) -> Figure:
-    """PSNR against model calls: the best grid of each solver of ours, and the peers."""
+def chart(document: dict[str, Any], shown: int = 10) -> Figure:
+    """PSNR against model calls: the best grid of our closest solvers, and the peers."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(1, 2, figsize=(12, 4.8), layout="constrained", sharey=True)
-    results = document["results"]
+    figure, axes = plt.subplots(1, 2, figsize=(12, 6.2), layout="constrained", sharey=True)
     for axis, source, title in zip(
         axes, ("sidestep", "diffusers"), ("sidestep, best grid", "diffusers' own"), strict=True
     ):
-        chosen = [r for r in results if r["source"] == source]
-        for solver in dict.fromkeys(r["solver"] for r in chosen):
-            best: dict[int, float] = {}
-            for r in chosen:
-                if r["solver"] == solver:
-                    best[r["nfe"]] = max(best.get(r["nfe"], -1.0), r["psnr"])
-            points = sorted(best.items())
-            axis.plot(*zip(*points, strict=True), marker="o", ms=3, lw=1.2, label=solver)
+        curves = _curves([r for r in document["results"] if r["source"] == source])
+        closest = sorted(curves, key=lambda solver: -curves[solver][-1][1])[:shown]
+        for i, solver in enumerate(closest):
+            x, y = zip(*curves[solver], strict=True)
+            axis.plot(x, y, marker="o", ms=3, lw=1.2, color=plt.cm.tab10(i % 10), label=solver)
         axis.set(xlabel="model calls", title=title)
         axis.grid(alpha=0.3)
-        axis.legend(fontsize=7)
+        axis.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.1), ncols=3)
     axes[0].set_ylabel("PSNR to the reference, dB")
     figure.suptitle(f"{document['model']}, reference: {document['reference']}", fontsize=9)
     return figure
+
+
+def _curves(results: list[dict[str, Any]]) -> dict[str, list[tuple[int, float]]]:
+    """For each solver its best PSNR at each number of calls, up to 50 calls."""
+    best: dict[str, dict[int, float]] = {}
+    for r in results:
+        if r["nfe"] <= PNDM_STEPS + 1:
+            points = best.setdefault(r["solver"], {})
+            points[r["nfe"]] = max(points.get(r["nfe"], r["psnr"]), r["psnr"])
+    return {solver: sorted(points.items()) for solver, points in best.items()}
 
 
 def print_report(document: dict[str, Any]) -> None:
