@@ -32,14 +32,14 @@ def measure(prompts: str, solver: str, steps: int) -> dict[str, Any]:
         done = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True)
     document = json.loads(done.stdout)
     document["pictures"] = []
-    return {"prompts": prompts, **document}
+    return {**document, "set": prompts}
 
 
 def row(document: dict[str, Any]) -> str:
     """One line of the table."""
     plain, method = document["results"]
     return (
-        f"| {document['prompts']} | {method['solver']} | {method['steps']} | {method['nfe']:.1f} "
+        f"| {document['set']} | {method['solver']} | {method['steps']} | {method['nfe']:.1f} "
         f"| {plain['nfe'] / method['nfe']:.2f}x | {method['speedup']:.2f}x "
         f"| {method['psnr']:.1f} | {method['psnr_p10']:.1f} | {method['ssim']:.3f} |"
     )
