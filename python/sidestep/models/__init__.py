@@ -76,7 +76,7 @@ def load_prompts(source: str) -> list[str]:
     """Prompts, one a line, from a file or from a bundled set (``novel``, ``trained``).
 
     ``novel`` are the 64 prompts the bundled model never saw, on which claims are made; of the
-    trained captions every seventh is taken, 64 in all.
+    trained captions 64 are taken, evenly spaced.
 
     Raises:
         UserError: No such file, or it holds no prompt.
