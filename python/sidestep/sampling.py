@@ -160,6 +160,12 @@ def _call(
                     output_type="pt",
                     callback_on_step_end=after_step,
                 ).images
+        except RuntimeError as error:
+            if "size of tensor" not in str(error) and "shapes cannot be multiplied" not in str(
+                error
+            ):
+                raise
+            raise UserError(f"--model: its parts do not fit together: {error}") from error
         except ValueError as error:
             raise UserError(f"{job.label}: {error}") from error
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 from PIL import Image
 
 from sidestep.cli import main
+from sidestep.models import BUNDLED
 
 
 def _run(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
@@ -157,6 +159,30 @@ def test_bad_input_is_one_sentence_and_leaves_nothing(
     assert sentence in error
     assert len(error.strip().splitlines()) == 1
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("part", "key", "value", "sentence"),
+    [
+        ("unet", "block_out_channels", [64, 128, 256], "--model: diffusers cannot load"),
+        ("unet", "cross_attention_dim", 96, "--model: diffusers cannot load"),
+    ],
+)
+def test_sizes_that_do_not_match_are_one_sentence(
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    part: str,
+    key: str,
+    value: object,
+    sentence: str,
+) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(BUNDLED["emoji-sd"], model)
+    config = json.loads((model / part / "config.json").read_text())
+    (model / part / "config.json").write_text(json.dumps({**config, key: value}))
+    out = tmp_path / "out"
+    error = _fail(capsys, "generate", "x", "--model", str(model), "--steps", "1", "--out", str(out))
+    assert sentence in error and len(error.strip().splitlines()) == 1 and not out.exists()
 
 
 def test_a_gpu_that_is_not_there_is_refused(

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 
 _FOLDER = Path(__file__).parent
 BUNDLED = {"emoji-sd": _FOLDER / "emoji-sd"}
+_LOADING = (OSError, ValueError, KeyError, AttributeError, RuntimeError, SafetensorError)
+"""What diffusers raises for missing files, wrong configs and weights of another size."""
+
 PROMPT_SETS = {
     "novel": _FOLDER / "emoji-sd" / "compositions.txt",
     "trained": _FOLDER / "emoji-sd" / "captions.txt",
@@ -44,7 +47,7 @@ def load_pipeline(model: str, dtype: torch.dtype | None = None, device: str = "c
     settings = {"safety_checker": None} if "safety_checker" in _components(folder) else {}
     try:
         pipe = DiffusionPipeline.from_pretrained(folder, local_files_only=True, **settings)
-    except (OSError, ValueError, KeyError, AttributeError, SafetensorError) as error:
+    except _LOADING as error:
         raise UserError(f"--model: diffusers cannot load {folder}: {error!r}") from error
     if dtype is not None:
         pipe.to(dtype=dtype)
