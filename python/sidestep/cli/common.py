@@ -7,11 +7,14 @@ import math
 import sys
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from sidestep.errors import UserError
+
+if TYPE_CHECKING:
+    from sidestep.sampling import Job, Run
 
 
 class Method(str, Enum):
@@ -143,6 +146,16 @@ def method_settings(method: Method, threshold: float, max_skip: int) -> Any:
         return Adaptive(threshold=threshold, max_skip=max_skip)
     except ValueError as error:
         raise UserError(str(error)) from error
+
+
+def run(command: str, pipe: Any, jobs: list[Job], texts: list[str], **settings: Any) -> list[Run]:
+    """`sidestep.sampling.run_jobs` under a progress bar."""
+    from sidestep.report.progress import progress
+    from sidestep.sampling import run_jobs
+
+    batches = -(-len(texts) // settings["batch"])
+    with progress(batches * sum(job.steps for job in jobs), command) as advance:
+        return run_jobs(pipe, jobs, texts, on_step=advance, **settings)
 
 
 def slug(text: str) -> str:

@@ -42,8 +42,7 @@ def compare(
     from sidestep.models import load_pipeline
     from sidestep.report.environment import environment
     from sidestep.report.pictures import check_writable
-    from sidestep.report.progress import progress
-    from sidestep.sampling import Job, run_jobs
+    from sidestep.sampling import Job
 
     baseline_steps = steps if against_steps is None else against_steps
     common.check_run(
@@ -58,12 +57,9 @@ def compare(
         steps=baseline_steps,
     )  # fmt: skip
     chosen = Job(label=method.value, method=settings, solver=solver, grid=grid, steps=steps)
-    total = -(-len(texts) // batch) * (plain.steps + chosen.steps)
-    with progress(total, "compare") as advance:
-        runs = run_jobs(
-            pipe, [plain, chosen], texts, guidance=guidance, seed=seed, batch=batch,
-            on_step=advance,
-        )  # fmt: skip
+    runs = common.run(
+        "compare", pipe, [plain, chosen], texts, guidance=guidance, seed=seed, batch=batch
+    )
     results = [_result(run, runs[0], min(batch, len(texts))) for run in runs]
     files = _draw(runs, texts, out, threshold)
     if as_json:

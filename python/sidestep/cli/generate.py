@@ -32,8 +32,7 @@ def generate(
     from sidestep.models import load_pipeline
     from sidestep.report.environment import environment
     from sidestep.report.pictures import check_folder, save_image
-    from sidestep.report.progress import progress
-    from sidestep.sampling import Job, run_jobs
+    from sidestep.sampling import Job
 
     common.check_run(guidance=guidance, seed=seed, steps=steps, batch=batch)
     texts = common.gather_prompts(prompts, prompt_file, default="novel")
@@ -41,10 +40,7 @@ def generate(
     check_folder(out)
     pipe = load_pipeline(model, getattr(torch, dtype.value), device.value)
     job = Job(label=method.value, method=settings, solver=solver, grid=grid, steps=steps)
-    with progress(-(-len(texts) // batch) * steps, "generate") as advance:
-        (run,) = run_jobs(
-            pipe, [job], texts, guidance=guidance, seed=seed, batch=batch, on_step=advance
-        )
+    (run,) = common.run("generate", pipe, [job], texts, guidance=guidance, seed=seed, batch=batch)
     out.mkdir(parents=True, exist_ok=True)
     files = [out / f"{i:03d}-{common.slug(text)}.png" for i, text in enumerate(texts)]
     for image, file in zip(run.images, files, strict=True):

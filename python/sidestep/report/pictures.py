@@ -115,18 +115,19 @@ def picture_grid(
     count = len(prompts)
     columns = min(columns, count)
     bands = -(-count // columns)
-    height = bands * (len(rows) * 1.12 + 0.45)
-    figure, axes = plt.subplots(
-        bands * len(rows), columns, figsize=(1.15 * columns + 1.0, height), squeeze=False
-    )
-    figure.subplots_adjust(left=0.9 / (1.15 * columns + 1.0), right=0.99, top=0.97, bottom=0.02,
-                           wspace=0.08, hspace=0.32)  # fmt: skip
-    for axis in axes.flat:
-        axis.set_axis_off()
+    # A band is its pictures and, below them, room for the titles of the next.
+    heights = ([1.12] * len(rows) + [0.25]) * bands
+    width = 1.15 * columns + 1.0
+    figure = plt.figure(figsize=(width, sum(heights)))
+    places = figure.add_gridspec(
+        len(heights), columns, height_ratios=heights, left=0.9 / width, right=0.99, top=0.97,
+        bottom=0.02, wspace=0.08, hspace=0.25,
+    )  # fmt: skip
     for i in range(count):
         band, column = divmod(i, columns)
         for r, (label, images) in enumerate(rows):
-            axis = axes[band * len(rows) + r, column]
+            axis = figure.add_subplot(places[band * (len(rows) + 1) + r, column])
+            axis.set_axis_off()
             axis.imshow(np.clip(images[i].permute(1, 2, 0).float().cpu().numpy(), 0, 1))
             if r == 0:
                 title = "\n".join(wrap(shorten(prompts[i], 40, placeholder=" ..."), 18))
@@ -155,9 +156,10 @@ def calls_chart(
     from matplotlib.patches import Patch
 
     images, steps = called.shape
+    tall = max(1.2, min(0.16 * images, 6.0))
     figure, (top, bottom) = plt.subplots(
-        2, 1, figsize=(9, 2.6 + 0.16 * images + 1.4), sharex=True, layout="constrained",
-        gridspec_kw={"height_ratios": [max(1.2, 0.16 * images), 2.2]},
+        2, 1, figsize=(9, tall + 3.2), sharex=True, layout="constrained",
+        gridspec_kw={"height_ratios": [tall, 2.2]},
     )  # fmt: skip
     top.pcolormesh(np.arange(steps + 1), np.arange(images + 1), called.astype(float),
                    cmap=ListedColormap([GREY, BLUE]), vmin=0, vmax=1,
@@ -169,11 +171,12 @@ def calls_chart(
             for p, n in zip(prompts, called.sum(1), strict=True)
         ]
         top.set_yticks(np.arange(images) + 0.5, labels, fontsize=6)
+    else:
+        top.set_ylabel("image", fontsize=8)
+        top.tick_params(labelsize=7)
     top.set_title(f"model calls per image: mean {called.sum(1).mean():.1f} of {steps}", fontsize=9)
-    top.legend(handles=[Patch(color=BLUE, label="model called"),
-                        Patch(color=GREY, label="prediction reused")],
-               loc="lower center", bbox_to_anchor=(0.5, 1.12), ncols=2, fontsize=7,
-               frameon=False)  # fmt: skip
+    handles = [Patch(color=BLUE, label="model called"), Patch(color=GREY, label="reused")]
+    figure.legend(handles=handles, loc="outside upper right", ncols=2, fontsize=7, frameon=False)
     x = np.arange(steps) + 0.5
     for row in criterion:
         bottom.plot(x, np.where(row > 0, row, np.nan), color=BLUE, alpha=0.25, linewidth=0.7)
