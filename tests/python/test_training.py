@@ -12,6 +12,12 @@ from PIL import Image, ImageDraw
 
 from sidestep.errors import UserError
 from sidestep.models import BUNDLED
+from sidestep.training.emoji_codec import (
+    CodecTraining,
+    load_pictures,
+    reconstruction_loss,
+    train_codec,
+)
 from sidestep.training.emoji_data import (
     PALETTE,
     Emoji,
@@ -24,7 +30,8 @@ from sidestep.training.emoji_data import (
     recolour,
 )
 from sidestep.training.emoji_mix import Mix, build_examples
-from sidestep.training.emoji_sd import Average, EmojiTraining, train
+from sidestep.training.emoji_sd import EmojiTraining, train
+from sidestep.training.optimise import Average
 
 NAMES = {
     "fox face": ("Animals & Nature", ["fox_face"], "#e87722"),
@@ -296,3 +303,65 @@ def test_unreadable_package_is_refused(tmp_path: Path) -> None:
     (tmp_path / "emoji.json").write_text("{not json")
     with pytest.raises(UserError, match="cannot read the emoji package"):
         load_emoji(tmp_path)
+
+
+def test_the_codec_learns_and_the_rest_follows(package: Path, tiny: Path, tmp_path: Path) -> None:
+    from diffusers import AutoencoderTiny, StableDiffusionPipeline
+
+    out = tmp_path / "codec"
+    run = CodecTraining(out=out, data=package, init=tiny, iterations=60, batch=6, lr=5e-3)
+    result = train_codec(run)
+    assert sum(result.losses[-5:]) < 0.7 * sum(result.losses[:5])
+    vae = AutoencoderTiny.from_pretrained(out, subfolder="vae")
+    x = load_pictures(package).float() / 127.5 - 1
+    with torch.no_grad():
+        latents = vae.encode(x).latents
+        restored = vae.decode(latents).sample.clamp(-1, 1)
+    assert float(latents.std()) * vae.config.scaling_factor == pytest.approx(1, rel=0.02)
+    error = float(((restored - x) / 2).square().mean((1, 2, 3)).mean())
+    assert -10 * np.log10(error) == pytest.approx(result.psnr, abs=0.1)
+    pipe = StableDiffusionPipeline.from_pretrained(out, safety_checker=None)
+    tokens = pipe.tokenizer("fox face", padding="max_length").input_ids
+    assert tokens[0] == 0 and tokens[-1] == 1 and len(tokens) == 24
+    assert (out / "compositions.txt").read_text() == (tiny / "compositions.txt").read_text()
+    unet = EmojiTraining(
+        out=tmp_path / "model", data=package, init=out, from_scratch=True, iterations=2, batch=4,
+        coloured=8, collages=8,
+    )  # fmt: skip
+    assert len(train(unet).losses) == 2
+    again = AutoencoderTiny.from_pretrained(tmp_path / "model", subfolder="vae")
+    assert all(torch.equal(a, b) for a, b in zip(vae.parameters(), again.parameters(), strict=True))
+
+
+def test_the_codec_is_the_same_for_the_same_seed(package: Path, tiny: Path, tmp_path: Path) -> None:
+    losses = []
+    for name, seed in (("a", 3), ("b", 3), ("c", 4)):
+        run = CodecTraining(
+            out=tmp_path / name, data=package, init=tiny, iterations=3, batch=2, seed=seed
+        )
+        losses.append(train_codec(run).losses)
+    assert losses[0] == losses[1] != losses[2]
+
+
+def test_the_loss_is_its_formula() -> None:
+    class Same(torch.nn.Module):
+        """Latents are the pictures; the decoder adds 0.5 to one column."""
+
+        def encoder(self, x: torch.Tensor) -> torch.Tensor:
+            return x * 4
+
+        def decoder(self, z: torch.Tensor) -> torch.Tensor:
+            out = self.kept.clone()
+            out[..., 0] += 0.5
+            return out
+
+    coder = Same()
+    coder.kept = x = torch.full((1, 1, 2, 4), 1.0)
+    loss = reconstruction_loss(coder, x, torch.Generator().manual_seed(0))
+    l1, mse, across, outside = 0.5 / 4, 0.25 / 4, 0.5 / 3, 1.0
+    assert float(loss) == pytest.approx(l1 + 0.5 * 0.5 * across + mse + 0.1 * outside)
+
+
+def test_pictures_that_are_not_there_are_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no emoji package is unpacked below it"):
+        load_pictures(tmp_path)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -18,44 +18,87 @@ def _group() -> None:
     """Training of what ships with sidestep."""
 
 
+Data = Annotated[Path, typer.Option(help="Where the emoji-datasource packages are unpacked.")]
+Folder = Annotated[Path, typer.Option(help="The pipeline folder to write.")]
+Init = Annotated[
+    Path | None, typer.Option(help="The pipeline folder to start from. Default: the bundled one.")
+]
+Minutes = Annotated[float | None, typer.Option(help="Length by the clock.")]
+Iterations = Annotated[int | None, typer.Option(help="Length in steps.")]
+Rate = Annotated[float, typer.Option(help="Peak learning rate.")]
+Threads = Annotated[int, typer.Option(help="CPU threads; 0: torch's own setting.")]
+
+
+@app.command("emoji-codec")
+def emoji_codec(
+    data: Data,
+    out: Folder,
+    minutes: Minutes = None,
+    iterations: Iterations = None,
+    batch: common.Batch = 64,
+    lr: Rate = 2e-3,
+    seed: common.Seed = 0,
+    threads: Threads = 0,
+    as_json: common.Json = False,
+) -> None:
+    """Trains tokenizer and autoencoder of the bundled model; `emoji-sd --from-scratch` is next.
+
+    Needs `npm pack emoji-datasource-google@16.0.0`, unpacked with tar below the --data folder.
+    """
+    from sidestep.training.emoji_codec import CodecTraining, train_codec
+
+    settings = CodecTraining(
+        out=out, data=data, minutes=minutes, iterations=iterations, batch=batch, lr=lr, seed=seed,
+        threads=threads,
+    )  # fmt: skip
+    result = train_codec(settings, _tell)
+    _report("emoji-codec", result, as_json, psnr=result.psnr)
+
+
 @app.command("emoji-sd")
 def emoji_sd(
-    data: Annotated[Path, typer.Option(help="Where emoji-datasource-google is unpacked.")],
-    out: Annotated[Path, typer.Option(help="The pipeline folder to write.")],
-    minutes: Annotated[float | None, typer.Option(help="Length by the clock.")] = None,
-    iterations: Annotated[int | None, typer.Option(help="Length in steps.")] = None,
+    data: Data,
+    out: Folder,
+    init: Init = None,
+    minutes: Minutes = None,
+    iterations: Iterations = None,
     from_scratch: Annotated[bool, typer.Option(help="Start from random weights.")] = False,
     batch: common.Batch = 32,
-    lr: Annotated[float, typer.Option(help="Peak learning rate.")] = 4e-4,
+    lr: Rate = 4e-4,
     seed: common.Seed = 0,
-    threads: Annotated[int, typer.Option(help="CPU threads; 0: torch's own setting.")] = 0,
+    threads: Threads = 0,
     as_json: common.Json = False,
 ) -> None:
     """Trains UNet and text encoder of the bundled model on emoji and pictures composed of them.
 
     Needs `npm pack emoji-datasource-google@16.0.0`, unpacked with tar in the --data folder.
     """
-    from sidestep.report.environment import environment
     from sidestep.training.emoji_sd import EmojiTraining, train
 
     settings = EmojiTraining(
-        out=out, data=data, minutes=minutes, iterations=iterations, from_scratch=from_scratch,
-        batch=batch, lr=lr, seed=seed, threads=threads,
+        out=out, data=data, init=init, minutes=minutes, iterations=iterations,
+        from_scratch=from_scratch, batch=batch, lr=lr, seed=seed, threads=threads,
     )  # fmt: skip
+    result = train(settings, _tell)
+    _report("emoji-sd", result, as_json, captions=len(result.captions))
 
-    def tell(iteration: int, share: float, loss: float, rate: float) -> None:
-        if iteration % 10 == 0 or share >= 1:
-            line = f"{share:4.0%}  iteration {iteration}  loss {loss:.4f}  learning rate {rate:.1e}"
-            print(line, file=sys.stderr)
 
-    result = train(settings, tell)
+def _tell(iteration: int, share: float, loss: float, rate: float) -> None:
+    if iteration % 10 == 0 or share >= 1:
+        line = f"{share:4.0%}  iteration {iteration}  loss {loss:.4f}  learning rate {rate:.1e}"
+        print(line, file=sys.stderr)
+
+
+def _report(command: str, result: Any, as_json: bool, **figures: float) -> None:
+    from sidestep.report.environment import environment
+
+    document = {
+        "command": f"train {command}", "environment": environment(), "out": str(result.out),
+        "iterations": len(result.losses), "seconds": result.seconds, "loss": result.losses[-1],
+        **figures,
+    }  # fmt: skip
     if as_json:
-        common.print_json(
-            {
-                "command": "train emoji-sd", "environment": environment(), "out": str(result.out),
-                "iterations": len(result.losses), "seconds": result.seconds,
-                "captions": len(result.captions), "loss": result.losses[-1],
-            }
-        )  # fmt: skip
+        common.print_json(document)
         return
-    print(f"saved in {result.out}: {len(result.losses)} iterations, {result.seconds / 60:.0f} min")
+    minutes = result.seconds / 60
+    print(f"saved in {result.out}: {len(result.losses)} iterations, {minutes:.0f} min, {figures}")

@@ -129,11 +129,14 @@ def save_pipeline(
     text: nn.Module,
     captions: Sequence[str],
     card: str,
+    *,
+    vae: Any = None,
+    tokenizer: Any = None,
 ) -> None:
     """Writes a complete half-precision pipeline to `out`: first beside it, then by renaming.
 
-    VAE, tokenizer, scheduler, configs and the prompt files are those of `init`; `captions` become
-    `captions-all.txt` and `card` the README.
+    Scheduler, configs and the prompt files are those of `init`, and so are VAE and tokenizer where
+    none is given; `captions` become `captions-all.txt` and `card` the README.
 
     Raises:
         UserError: The folder would be larger than the 30 MB that may be bundled.
@@ -148,6 +151,12 @@ def save_pipeline(
                 shutil.copyfile(source, target)
         for folder, model in (("unet", unet), ("text_encoder", text)):
             _save_half(model, new / folder)
+        if vae is not None:
+            vae.save_config(new / "vae")
+            _save_half(vae, new / "vae")
+        if tokenizer is not None:
+            shutil.rmtree(new / "tokenizer")
+            tokenizer.save_pretrained(new / "tokenizer")
         (new / "captions-all.txt").write_text("\n".join(captions) + "\n", encoding="utf-8")
         (new / "README.md").write_text(card, encoding="utf-8")
         size = sum(path.stat().st_size for path in new.rglob("*") if path.is_file())

@@ -6,18 +6,15 @@ The text encoder and the UNet are trained together on the noise-prediction loss
 
 (Ho et al., DDPM, Alg. 1; captions dropped for guidance as in Ho and Salimans, Alg. 1), on the VAE
 latents x_0 of Noto emoji and of pictures composed of them (`emoji_mix`). VAE, tokenizer, scheduler
-and all configs come from the `init` folder and stay as they are: training a VAE is not part of this
-script. With `from_scratch=True` UNet and text encoder start from random weights of the same shape.
+and all configs come from the `init` folder and stay as they are: `emoji_codec` trains those two.
+With `from_scratch=True` UNet and text encoder start from random weights of the same shape.
 
 Data: `npm pack emoji-datasource-google@16.0.0`, unpacked with tar in the `data` folder.
 """
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,11 +33,10 @@ from sidestep.training.emoji_folder import (
     save_pipeline,
 )
 from sidestep.training.emoji_mix import Mix, build_examples
+from sidestep.training.optimise import Average, Progress, check_settings, optimise
 
 SHARES = {"focus": 0.35, "plain": 0.15, "moved": 0.10, "coloured": 0.20, "collage": 0.20}
 CAPTION_DROPOUT = 0.1
-WARM_UP = 50  # iterations
-Progress = Callable[[int, float, float, float], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,15 +78,11 @@ class EmojiTraining:
     threads: int = 0
 
     def __post_init__(self) -> None:
-        if (self.minutes is None) == (self.iterations is None):
-            raise UserError("training: expected exactly one of minutes and iterations")
-        for name in ("minutes", "iterations", "batch", "lr", "checkpoint_minutes"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value < math.inf:
-                raise UserError(f"training: {name} is {value}, expected a number above 0")
-        for name in ("coloured", "collages", "seed", "threads"):
-            if getattr(self, name) < 0:
-                raise UserError(f"training: {name} is {getattr(self, name)}, expected 0 or more")
+        check_settings(
+            self,
+            positive=("batch", "lr", "checkpoint_minutes"),
+            at_least_zero=("coloured", "collages", "seed", "threads"),
+        )
         if not 0 <= self.ema < 1:
             raise UserError(f"training: ema is {self.ema}, expected at least 0 and below 1")
 
@@ -149,50 +141,19 @@ def train(settings: EmojiTraining, progress: Progress | None = None) -> Training
             save_pipeline(init, out, unet, text, captions, card)
 
     saved = time.monotonic()
-    for done in _steps(settings, start, unet, text, data, average, losses, progress):
+    alphas = load_alphas(init)
+    generator = torch.Generator().manual_seed(settings.seed + 1)
+
+    def loss() -> Tensor:
+        return denoising_loss(unet, text, data, alphas, settings.batch, generator)
+
+    for done in optimise(settings, start, average, loss, losses, progress):
         if done < 1 and time.monotonic() - saved > 60 * settings.checkpoint_minutes:
             save()
             saved = time.monotonic()
     save()
     seconds = time.monotonic() - start
     return TrainingResult(out=out, seconds=seconds, losses=losses, captions=captions)
-
-
-def _steps(
-    settings: EmojiTraining,
-    start: float,
-    unet: nn.Module,
-    text: nn.Module,
-    data: Encoded,
-    average: Average,
-    losses: list[float],
-    progress: Progress | None,
-) -> Iterator[float]:
-    """Takes optimizer steps until the run is over; yields the share done after each."""
-    parameters = average.parameters
-    optimizer = torch.optim.AdamW(parameters, lr=settings.lr, weight_decay=0.01, fused=True)
-    generator = torch.Generator().manual_seed(settings.seed + 1)
-    alphas = load_alphas(settings.init_folder)
-    done = 0.0
-    while done < 1:
-        rate = settings.lr * min(1.0, (len(losses) + 1) / WARM_UP)
-        rate *= 0.5 * (1 + math.cos(math.pi * done))
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        loss = denoising_loss(unet, text, data, alphas, settings.batch, generator)
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
-        average.update()
-        losses.append(loss.item())
-        if settings.iterations is not None:
-            done = len(losses) / settings.iterations
-        elif settings.minutes is not None:
-            done = min(1.0, (time.monotonic() - start) / (60 * settings.minutes))
-        if progress is not None:
-            progress(len(losses), done, losses[-1], rate)
-        yield done
 
 
 def denoising_loss(
@@ -216,37 +177,6 @@ def denoising_loss(
     x = x.contiguous(memory_format=torch.channels_last)
     predicted = unet(x, t, text(tokens)[0]).sample  # [batch, 4, h, w]
     return (predicted - noise).square().mean()
-
-
-class Average:
-    """Exponential moving average of parameters; its first steps average over fewer."""
-
-    def __init__(self, parameters: list[nn.Parameter], decay: float) -> None:
-        self.parameters, self.decay, self.steps = parameters, decay, 0
-        self.shadow = [parameter.detach().clone() for parameter in parameters]
-
-    @torch.no_grad()
-    def update(self) -> None:
-        """Takes the parameters' present values into the average."""
-        self.steps += 1
-        decay = min(self.decay, self.steps / (10 + self.steps))
-        torch._foreach_lerp_(self.shadow, [p.detach() for p in self.parameters], 1 - decay)
-
-    @contextmanager
-    def swapped_in(self) -> Iterator[None]:
-        """Puts the average in place of the parameters, and the parameters back at the end."""
-        self._swap()
-        try:
-            yield
-        finally:
-            self._swap()
-
-    @torch.no_grad()
-    def _swap(self) -> None:
-        for parameter, shadow in zip(self.parameters, self.shadow, strict=True):
-            kept = parameter.detach().clone()
-            parameter.copy_(shadow)
-            shadow.copy_(kept)
 
 
 def model_card(settings: EmojiTraining, losses: list[float], captions: int) -> str:
