@@ -1,11 +1,12 @@
-# Installs libsidestep, its header, and the package files that find_package(sidestep) reads.
+# Installs libsidestep, its headers, and the package files that find_package(sidestep) reads.
 include(GNUInstallDirs)
 include(CMakePackageConfigHelpers)
 
 set(config_dir "${CMAKE_INSTALL_LIBDIR}/cmake/sidestep")
 install(TARGETS sidestep EXPORT sidestepTargets
   LIBRARY DESTINATION ${CMAKE_INSTALL_LIBDIR} ARCHIVE DESTINATION ${CMAKE_INSTALL_LIBDIR})
-install(FILES csrc/include/sidestep/sidestep.h DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}/sidestep)
+install(FILES csrc/include/sidestep/scheduler.h csrc/include/sidestep/sidestep.h
+  DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}/sidestep)
 install(EXPORT sidestepTargets NAMESPACE sidestep:: DESTINATION ${config_dir})
 
 # A static library asks its user for the libraries it stands on; a shared one has them inside.

@@ -49,7 +49,7 @@ class PreparedStep:
             )
         rows, branches = weights.shape
         size = registers.shape[-1] if registers.dim() else 0
-        output = torch.empty(rows, size, device=registers.device)
+        output = torch.empty(rows, size, dtype=torch.float32, device=registers.device)
         checks.solver_step(
             registers, [output] * branches, weights, None, table, step, slot, None, stats
         )

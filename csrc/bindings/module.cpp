@@ -1,8 +1,10 @@
-// The Python module sidestep._native: raw addresses in, exceptions out, nothing else.
+// The Python module sidestep._native: numbers and raw addresses in, exceptions out, nothing else.
 #include <pybind11/pybind11.h>
 
 #include <string>
 
+#include "bindings/raise.h"
+#include "bindings/scheduler.h"
 #include "core/thread_pool.h"
 #include "kernels/cpu/simd.h"
 #include "kernels/launch.h"
@@ -11,12 +13,6 @@
 namespace py = pybind11;
 
 namespace {
-
-void raise(const sidestep::Status& status) {
-  if (status.ok()) return;
-  if (status.code() == SIDESTEP_INVALID_ARGUMENT) throw py::value_error(status.message());
-  throw std::runtime_error(status.message());
-}
 
 template <typename T>
 T* address(uintptr_t value) {
@@ -102,7 +98,8 @@ py::dict build_info() {
 }  // namespace
 
 PYBIND11_MODULE(_native, m) {
-  m.doc() = "sidestep's native kernels on raw addresses; use sidestep.kernels instead.";
+  m.doc() =
+      "sidestep's native kernels on raw addresses, and its core; use sidestep.kernels instead.";
   m.def("solver_step", &solver_step,
         "(registers, slots, R, D, outputs, dtype, weights, noise, table, K, step, slot, rows, "
         "model_input, stats): the fused step on CPU addresses; 0 stands for None.");
@@ -118,4 +115,5 @@ PYBIND11_MODULE(_native, m) {
       "(name): \"avx512\", \"avx2\" or \"scalar\"; all give the same bits.");
   m.def("simd", &sidestep::simd_name);
   m.def("build_info", &build_info, "What was built: version, compiler, cuda, simd.");
+  bind_scheduler(m);
 }

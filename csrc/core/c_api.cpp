@@ -1,35 +1,23 @@
-// The C API: no exception leaves it, and every failure is kept as a sentence per thread.
+// The C API of the kernels and of the library itself.
 #include <cstring>
-#include <exception>
 
-#include "core/status.h"
+#include "core/guarded.h"
 #include "core/thread_pool.h"
 #include "core/version.h"
 #include "kernels/cpu/simd.h"
 #include "kernels/launch.h"
 #include "sidestep/sidestep.h"
 
-namespace {
+namespace sidestep {
 
-thread_local std::string t_error;
-
-template <typename Call>
-sidestep_status guarded(Call call) noexcept {
-  try {
-    const sidestep::Status status = call();
-    if (!status.ok()) t_error = status.message();
-    return status.code();
-  } catch (const std::exception& error) {
-    try {
-      t_error = error.what();
-    } catch (...) {
-      t_error.clear();
-    }
-    return SIDESTEP_FAILED;
-  }
+std::string& last_error() {
+  thread_local std::string error;
+  return error;
 }
 
-}  // namespace
+}  // namespace sidestep
+
+using sidestep::guarded;
 
 extern "C" {
 
@@ -56,7 +44,7 @@ int64_t sidestep_cuda_solver_step_workspace(int64_t rows, int64_t dim) {
   return sidestep::cuda_solver_step_workspace(rows, dim);
 }
 
-const char* sidestep_error(void) { return t_error.c_str(); }
+const char* sidestep_error(void) { return sidestep::last_error().c_str(); }
 
 int32_t sidestep_abi_version(void) { return SIDESTEP_ABI_VERSION; }
 

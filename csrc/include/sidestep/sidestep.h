@@ -29,7 +29,8 @@ typedef enum sidestep_status {
   SIDESTEP_OK = 0,
   SIDESTEP_INVALID_ARGUMENT = 1, /* a shape, value, or overlap the caller can correct */
   SIDESTEP_UNAVAILABLE = 2,      /* this build or this machine lacks it */
-  SIDESTEP_FAILED = 3            /* out of memory, or a CUDA error */
+  SIDESTEP_FAILED = 3,           /* out of memory, or a CUDA error */
+  SIDESTEP_FULL = 4              /* no room now; later there may be */
 } sidestep_status;
 
 typedef enum sidestep_dtype {

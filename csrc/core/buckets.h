@@ -1,0 +1,41 @@
+// The sizes that a model call may have. Few sizes mean few compiled graphs; a batch is padded to
+// the smallest that holds it.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <vector>
+
+#include "core/status.h"
+
+namespace sidestep {
+
+class Buckets {
+ public:
+  static Status check(const int64_t* sizes, int64_t count) {
+    if (count < 1) return invalid_argument("scheduler: no buckets, expected at least one");
+    for (int64_t i = 0; i < count; ++i) {
+      const int64_t least = i == 0 ? 1 : sizes[i - 1] + 1;
+      if (sizes[i] < least) {
+        return invalid_argument("scheduler: buckets[%lld] is %lld, expected %lld or more",
+                                static_cast<long long>(i), static_cast<long long>(sizes[i]),
+                                static_cast<long long>(least));
+      }
+    }
+    return Status();
+  }
+
+  Buckets(const int64_t* sizes, int64_t count) : sizes_(sizes, sizes + count) {}
+
+  int64_t largest() const { return sizes_.back(); }
+
+  // The smallest that holds `entries`, which is at most largest().
+  int64_t holding(int64_t entries) const {
+    return *std::lower_bound(sizes_.begin(), sizes_.end(), entries);
+  }
+
+ private:
+  std::vector<int64_t> sizes_;  // ascending
+};
+
+}  // namespace sidestep

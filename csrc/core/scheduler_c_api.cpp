@@ -1,0 +1,132 @@
+// The C API of the row scheduler: a handle with a lock, results copied into the caller's arrays.
+#include <algorithm>
+#include <memory>
+#include <mutex>
+
+#include "core/guarded.h"
+#include "core/row_scheduler.h"
+#include "sidestep/scheduler.h"
+
+struct sidestep_scheduler {
+  explicit sidestep_scheduler(const sidestep_scheduler_options& options) : rows(options) {}
+
+  std::mutex mutex;
+  sidestep::RowScheduler rows;
+};
+
+namespace {
+
+using sidestep::guarded;
+using sidestep::RowScheduler;
+using sidestep::Status;
+
+// Calls call(scheduler) with the scheduler locked.
+template <typename Call>
+sidestep_status locked(sidestep_scheduler* scheduler, Call call) noexcept {
+  return guarded([&] {
+    if (scheduler == nullptr) {
+      return sidestep::invalid_argument("scheduler: the handle is null, expected a scheduler");
+    }
+    const std::lock_guard<std::mutex> lock(scheduler->mutex);
+    return call(scheduler->rows);
+  });
+}
+
+template <typename T>
+void hand_over(const std::vector<T>& from, T* to, int64_t* count) {
+  std::copy(from.begin(), from.end(), to);
+  *count = static_cast<int64_t>(from.size());
+}
+
+}  // namespace
+
+extern "C" {
+
+sidestep_status sidestep_scheduler_create(const sidestep_scheduler_options* options,
+                                          sidestep_scheduler** scheduler) {
+  return guarded([&] {
+    const Status status = RowScheduler::check(*options);
+    if (status.ok()) *scheduler = new sidestep_scheduler(*options);
+    return status;
+  });
+}
+
+void sidestep_scheduler_destroy(sidestep_scheduler* scheduler) { delete scheduler; }
+
+sidestep_status sidestep_scheduler_submit(sidestep_scheduler* scheduler,
+                                          const sidestep_scheduler_request* request, int64_t* id) {
+  return locked(scheduler, [&](RowScheduler& rows) { return rows.submit(*request, id); });
+}
+
+sidestep_status sidestep_scheduler_admit(sidestep_scheduler* scheduler, sidestep_row* rows,
+                                         int64_t* count) {
+  return locked(scheduler, [&](RowScheduler& core) {
+    hand_over(core.admit(), rows, count);
+    return Status();
+  });
+}
+
+sidestep_status sidestep_scheduler_next(sidestep_scheduler* scheduler, sidestep_batch* batch) {
+  return locked(scheduler, [&](RowScheduler& core) {
+    const sidestep::Batch& chosen = core.next();
+    hand_over(chosen.rows, batch->rows, &batch->num_rows);
+    hand_over(chosen.entries, batch->entries, &batch->size);
+    batch->num_entries = chosen.num_entries;
+    batch->ticket = chosen.ticket;
+    return Status();
+  });
+}
+
+sidestep_status sidestep_scheduler_complete(sidestep_scheduler* scheduler, int64_t ticket,
+                                            sidestep_row* rows, int64_t* count) {
+  return locked(scheduler, [&](RowScheduler& core) {
+    const std::vector<sidestep_row>* completed = nullptr;
+    const Status status = core.complete(ticket, &completed);
+    if (status.ok()) hand_over(*completed, rows, count);
+    return status;
+  });
+}
+
+sidestep_status sidestep_scheduler_fail(sidestep_scheduler* scheduler, int64_t ticket, int64_t* ids,
+                                        int64_t* count) {
+  return locked(scheduler, [&](RowScheduler& core) {
+    const std::vector<int64_t>* failed = nullptr;
+    const Status status = core.fail(ticket, &failed);
+    if (status.ok()) hand_over(*failed, ids, count);
+    return status;
+  });
+}
+
+sidestep_status sidestep_scheduler_skipping(sidestep_scheduler* scheduler, sidestep_row* rows,
+                                            int64_t* count) {
+  return locked(scheduler, [&](RowScheduler& core) {
+    hand_over(core.skipping(), rows, count);
+    return Status();
+  });
+}
+
+sidestep_status sidestep_scheduler_advance(sidestep_scheduler* scheduler, const int64_t* slots,
+                                           const uint8_t* compute, int64_t count, int32_t* states) {
+  return locked(scheduler,
+                [&](RowScheduler& core) { return core.advance(slots, compute, count, states); });
+}
+
+sidestep_status sidestep_scheduler_drop(sidestep_scheduler* scheduler, int64_t id, int32_t failed,
+                                        int32_t* ended) {
+  return locked(scheduler, [&](RowScheduler& core) {
+    bool was_live = false;
+    const Status status = core.drop(id, failed != 0, &was_live);
+    if (status.ok()) *ended = was_live ? 1 : 0;
+    return status;
+  });
+}
+
+sidestep_status sidestep_scheduler_count(sidestep_scheduler* scheduler,
+                                         sidestep_scheduler_counts* counts) {
+  return locked(scheduler, [&](RowScheduler& core) {
+    *counts = core.counts();
+    return Status();
+  });
+}
+
+}  // extern "C"
