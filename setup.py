@@ -73,7 +73,10 @@ class CMakeBuild(build_ext):
 setup(
     package_dir={name: folder for folder, name in FOLDERS.items()},
     packages=packages(),
-    package_data={"sidestep": ["models/**", "py.typed"]},
+    package_data={
+        "sidestep": ["models/**", "py.typed"],
+        "sidestep.runtime": ["methods/criteria/*.safetensors"],
+    },
     ext_modules=[Extension("sidestep._native", sources=[])],
     cmdclass={"build_ext": CMakeBuild},
 )

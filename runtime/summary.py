@@ -16,8 +16,10 @@ class Summary:
         ticks: Sequential model calls.
         steps: Scheduler steps.
         skip_map: ``[images][steps]``, True where the model was called.
-        reasons: ``[images][steps]``: "warm-up", "criterion", "cap", "skipped"; "batch changed" or
-            "no output to reuse" where a row could have skipped and had nothing to skip with.
+        reasons: ``[images][steps]``: "skipped", or why it was not: "warm-up", "criterion", "cap",
+            "last"; where a row could have skipped and had nothing to skip with, "no output to
+            reuse", "batch changed", "prompt changed", "gradient wanted", "no batch
+            found" (among the model's arguments) or "no place for the offset" (in its output).
         criterion: ``[images][steps]``, the number that decided the step, NaN where none did.
         note: Why nothing was skipped; empty if something was.
     """

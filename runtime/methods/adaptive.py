@@ -1,112 +1,65 @@
-"""AdaptiveDiffusion: skip the model while the third-order difference of the latents is small.
+"""AdaptiveDiffusion: skip the model where a criterion says that the picture does not need it.
 
 Ye et al., "Training-Free Adaptive Diffusion with Bounded Difference Approximation Strategy",
-NeurIPS 2024 (arXiv 2410.09873).  With the latents x_0 (noise), x_1, x_2, ... and the step sizes
-
-    delta_k = mean |x_{k+1} - x_k|
-
-the last prediction is reused at step k + 1 if
-
-    xi_k <= threshold * delta_{k-1},        xi_k = |(delta_k + delta_{k-2}) / 2 - delta_{k-1}|
-
-unless the row has skipped too often in a row.  The published program takes the mean over the whole
-batch; here every row has its own.
+NeurIPS 2024 (arXiv 2410.09873), and criteria beyond it (`sidestep.runtime.methods.criteria`).
 """
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
-from torch import Tensor
+from sidestep.runtime.methods.criteria import CRITERIA
+from sidestep.runtime.methods.criteria.gate import Gate
+from sidestep.runtime.methods.criterion import Criterion
 
-from sidestep.runtime.methods.criterion import Criterion, Decision
-
-WARM_UP = 4
-"""Steps 0 to 3 call the model: xi_3 is the first that can be formed without the initial noise."""
-
-_UNCAPPED = 4
-"""The published program looks at the cap only when more than this many decisions were made
-(``len(mask) > 4``), so that the first run of skips can be 5 long whatever ``max_skip`` says."""
-
-MODES = ("paper",)
+DEFAULT_MODE = "error-control"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Adaptive:
-    """Settings of AdaptiveDiffusion.
+    """Settings of AdaptiveDiffusion. What is left out takes the mode's own value.
 
-    Published presets: 0.01 and 4 (Stable Diffusion, SDXL, I2VGen-XL, ModelScope), 0.004 and 6
-    (latent diffusion), 0.008 and 4 (I2VGen-XL at 50 steps).
+    Published presets of mode ``"paper"``: 0.01 and 4 (Stable Diffusion, SDXL, I2VGen-XL,
+    ModelScope), 0.004 and 6 (latent diffusion), 0.008 and 4 (I2VGen-XL at 50 steps).
 
     Attributes:
-        mode: ``"paper"``, the published estimator exactly, row by row.
-        threshold: Largest ``xi / delta`` at which the last prediction is reused.
-        max_skip: Most skips in a row, the first run excepted (it may be 5 long).
+        mode: The criterion: a name in `CRITERIA`. ``"paper"`` is the published program exactly,
+            row by row; of the settings below it has only the threshold and the cap.
+        threshold: Largest value of the criterion at which a step is skipped. Beside the published
+            0.01, the modes' own make about 25 calls of 50 DDIM steps of the bundled model.
+        max_skip: Most skips in a row. In mode ``"paper"`` the first run may be 5 long.
+        reuse: What a skipped step goes on with, of the outputs computed before it: ``"hold"``,
+            ``"linear"``, ``"quadratic"`` or ``"interleave"`` (`sidestep.runtime.methods.reuse`).
+        warm_up: First steps, always computed.
+        protect_last: Last steps, always computed where the host says how many there are.
+        debt: Whether the criterion's values add up over a run of skips.
+        predictor: File of the learned criterion's weights, from ``sidestep train adaptive``; None
+            for the one that ships.
 
     Raises:
-        ValueError: A setting is out of range, or the mode is unknown.
+        ValueError: A setting is out of range, or the mode is unknown or has no such setting.
     """
 
-    mode: str = "paper"
-    threshold: float = 0.01
-    max_skip: int = 4
+    mode: str = DEFAULT_MODE
+    threshold: float | None = None
+    max_skip: int | None = None
+    reuse: str | None = None
+    warm_up: int | None = None
+    protect_last: int | None = None
+    debt: bool | None = None
+    predictor: str | None = None
 
     def __post_init__(self) -> None:
-        if self.mode not in MODES:
-            known = ", ".join(repr(mode) for mode in MODES)
+        if self.mode not in CRITERIA:
+            known = ", ".join(map(repr, CRITERIA))
             raise ValueError(f"Adaptive: mode is {self.mode!r}, expected one of: {known}")
-        if not (math.isfinite(self.threshold) and self.threshold >= 0):
-            raise ValueError(f"Adaptive: threshold is {self.threshold}, expected 0 or more")
-        if self.max_skip != int(self.max_skip) or self.max_skip < 1:
-            raise ValueError(f"Adaptive: max_skip is {self.max_skip}, expected a whole number >= 1")
+        for field in fields(Gate):
+            if getattr(self, field.name) is None:
+                own = getattr(CRITERIA[self.mode].DEFAULTS, field.name)
+                object.__setattr__(self, field.name, own)
+        self.criterion()  # refuses now what the mode cannot do
 
     def criterion(self) -> Criterion:
         """A fresh decision state."""
-        return ThirdDifference(self.threshold, self.max_skip)
-
-
-class ThirdDifference:
-    """The published estimator, one decision per row."""
-
-    def __init__(self, threshold: float, max_skip: int) -> None:
-        self.threshold = threshold
-        self.max_skip = max_skip
-        self.start(0)
-
-    def start(self, rows: int, steps: int | None = None) -> None:
-        """Forgets everything: a trajectory of ``rows`` rows begins; ``steps`` plays no part."""
-        self._deltas: list[Tensor] = []  # the last three, [rows] fp32 each
-        self._decided = 0
-        self._skips = [0] * rows  # length of the current run of skips
-
-    def observe(self, step: int, delta: Tensor) -> Decision:
-        """Decides step ``step + 1`` from the step sizes up to ``step``.
-
-        Args:
-            step: Index of the step just taken.
-            delta: ``[rows]`` fp32.
-        """
-        rows = len(self._skips)
-        self._deltas = [*self._deltas[-2:], delta]
-        if step + 1 < WARM_UP:
-            return Decision(compute=[True] * rows, reasons=["warm-up"] * rows)
-        before, previous, current = self._deltas
-        xi = ((current + before) / 2 - previous).abs()
-        stable = (xi <= self.threshold * previous).tolist()  # the one read of this step
-        reasons = [self._decide(row, stable[row]) for row in range(rows)]
-        self._decided += 1
-        return Decision(
-            compute=[reason != "skipped" for reason in reasons],
-            reasons=reasons,
-            value=xi / previous,
-        )
-
-    def _decide(self, row: int, stable: bool) -> str:
-        run = min(self.max_skip, self._decided)
-        if self._decided > _UNCAPPED and self._skips[row] >= run:
-            reason = "cap"
-        else:
-            reason = "skipped" if stable else "criterion"
-        self._skips[row] = self._skips[row] + 1 if reason == "skipped" else 0
-        return reason
+        gate = Gate(**{field.name: getattr(self, field.name) for field in fields(Gate)})
+        return CRITERIA[self.mode](gate)

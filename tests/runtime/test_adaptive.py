@@ -8,7 +8,10 @@ import pytest
 import torch
 
 from sidestep.runtime.methods.adaptive import Adaptive
+from sidestep.runtime.methods.criteria import CRITERIA
+from sidestep.runtime.methods.criterion import Course, Observation
 
+NOTHING = torch.empty(0)  # the latents: the published criterion needs their step sizes only
 PRESETS = [(0.01, 4), (0.004, 6), (0.008, 4)]
 OTHERS = [(0.05, 1), (0.02, 2), (0.01, 3), (0.0, 4), (1 / 128, 4)]
 
@@ -37,12 +40,18 @@ def published(deltas: list[np.float32], tau: float, cap: int) -> list[bool]:
 
 def decide(deltas: torch.Tensor, tau: float, cap: int) -> torch.Tensor:
     """Ours: which of the N steps call the model, [rows, N], from step sizes [N, rows]."""
-    criterion = Adaptive(threshold=tau, max_skip=cap).criterion()
-    criterion.start(deltas.shape[1], len(deltas))
+    criterion = Adaptive(mode="paper", threshold=tau, max_skip=cap).criterion()
+    criterion.start(Course(rows=deltas.shape[1], steps=len(deltas)))
     called = [[True] * deltas.shape[1]]
     for k, delta in enumerate(deltas):
-        called.append(criterion.observe(k, delta).compute)
+        called.append(criterion.observe(sizes_only(k, delta, called[-1])).compute)
     return torch.tensor(called[: len(deltas)]).T
+
+
+def sizes_only(step: int, delta: torch.Tensor, computed: list[bool]) -> Observation:
+    return Observation(
+        step=step, x=NOTHING, x_next=NOTHING, output=None, computed=computed, step_sizes=delta
+    )
 
 
 def random_walks(kind: str, steps: int, rows: int) -> torch.Tensor:
@@ -127,11 +136,11 @@ def test_rows_do_not_see_each_other() -> None:
 
 
 def test_reasons_and_values() -> None:
-    criterion = Adaptive(threshold=0.01, max_skip=1).criterion()
-    criterion.start(2)
+    criterion = Adaptive(mode="paper", threshold=0.01, max_skip=1).criterion()
+    criterion.start(Course(rows=2))
     deltas = torch.ones(12, 2)
     deltas[:, 1] = 2.0 ** -torch.arange(12)  # xi / delta = 1/4 at every step
-    decisions = [criterion.observe(k, delta) for k, delta in enumerate(deltas)]
+    decisions = [criterion.observe(sizes_only(k, d, [True] * 2)) for k, d in enumerate(deltas)]
     words = [[decision.reasons[row] for decision in decisions] for row in (0, 1)]
     assert words[0] == ["warm-up"] * 3 + ["skipped"] * 5 + ["cap", "skipped", "cap", "skipped"]
     assert words[1] == ["warm-up"] * 3 + ["criterion"] * 9
@@ -142,29 +151,46 @@ def test_reasons_and_values() -> None:
 
 
 def test_starting_again_forgets() -> None:
-    criterion = Adaptive().criterion()
+    criterion = Adaptive(mode="paper").criterion()
     for rows in (3, 1):
-        criterion.start(rows)
-        first = [criterion.observe(k, torch.ones(rows)) for k in range(6)]
+        criterion.start(Course(rows=rows))
+        first = [
+            criterion.observe(sizes_only(k, torch.ones(rows), [True] * rows)) for k in range(6)
+        ]
         assert [d.compute for d in first] == [[True] * rows] * 3 + [[False] * rows] * 3
 
 
 def test_settings() -> None:
-    assert Adaptive() == Adaptive(mode="paper", threshold=0.01, max_skip=4)
+    paper = Adaptive(mode="paper")
+    assert paper == Adaptive(mode="paper", threshold=0.01, max_skip=4, reuse="hold", warm_up=4)
+    assert (paper.protect_last, paper.debt) == (0, False)
     with pytest.raises(dataclasses.FrozenInstanceError):
         Adaptive().threshold = 1.0  # type: ignore[misc]
     with pytest.raises(TypeError):
         Adaptive("paper")  # type: ignore[misc]
 
 
+@pytest.mark.parametrize("mode", CRITERIA)
+def test_a_mode_fills_in_what_was_left_out(mode: str) -> None:
+    own = CRITERIA[mode].DEFAULTS
+    settings = Adaptive(mode=mode, max_skip=2)
+    assert (settings.threshold, settings.max_skip, settings.reuse) == (own.threshold, 2, own.reuse)
+    assert settings.criterion() is not settings.criterion()
+
+
 @pytest.mark.parametrize(
     "settings, sentence",
     [
-        ({"mode": "fast"}, "Adaptive: mode is 'fast', expected one of: 'paper'"),
+        ({"mode": "fast"}, "Adaptive: mode is 'fast', expected one of: '"),
         ({"threshold": -0.1}, "threshold is -0.1, expected 0 or more"),
         ({"threshold": math.nan}, "threshold is nan"),
         ({"max_skip": 0}, "max_skip is 0, expected a whole number"),
         ({"max_skip": 1.5}, "max_skip is 1.5"),
+        ({"warm_up": 0}, "warm_up is 0, expected a whole number >= 1"),
+        ({"protect_last": -1}, "protect_last is -1, expected a whole number >= 0"),
+        ({"mode": "windowed", "reuse": "cubic"}, "reuse is 'cubic', expected one of: 'hold'"),
+        ({"mode": "paper", "reuse": "linear"}, "mode 'paper' is the published program, with reuse"),
+        ({"mode": "paper", "debt": True}, "debt=False only, got True"),
     ],
 )
 def test_bad_settings_are_refused(settings: dict, sentence: str) -> None:

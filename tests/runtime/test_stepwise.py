@@ -1,6 +1,5 @@
 """The stepwise driver on small functions: which rows run, what is gathered, what is given back."""
 
-from collections import namedtuple
 from typing import Any
 
 import pytest
@@ -9,29 +8,32 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from sidestep.runtime.methods.adaptive import Adaptive
-from sidestep.runtime.methods.criterion import Decision
-from sidestep.runtime.rows import take_rows
-from sidestep.runtime.stepwise import Stepwise, step_sizes
+from sidestep.runtime.methods.criterion import Course, Decision, Observation
+from sidestep.runtime.stepwise import Stepwise
 
 ROWS = 3
-Pair = namedtuple("Pair", "first second")
 
 
 class Script:
     """A criterion that computes what it is told: one string of '#' and '.' per step and row."""
 
+    history = 1
+
     def __init__(self, *steps: str) -> None:
         self.steps = steps
+        self.seen: list[Observation] = []
 
-    def start(self, rows: int, steps: int | None = None) -> None:
-        self.rows = rows
+    def start(self, course: Course) -> None:
+        self.course = course
 
-    def observe(self, step: int, delta: Tensor) -> Decision:
-        marks = self.steps[step + 1] if step + 1 < len(self.steps) else "#" * self.rows
+    def observe(self, seen: Observation) -> Decision:
+        self.seen.append(seen)
+        following = seen.step + 1
+        marks = self.steps[following] if following < len(self.steps) else "#" * self.course.rows
         return Decision(
             compute=[mark == "#" for mark in marks],
             reasons=["criterion" if mark == "#" else "skipped" for mark in marks],
-            value=delta,
+            value=seen.delta,
         )
 
 
@@ -56,7 +58,7 @@ def latents(seed: int, rows: int = ROWS) -> Tensor:
 
 def drive(driver: Stepwise, model: Any, steps: int, branches: int = 1) -> list[Tensor]:
     """The loop of a host; returns the model outputs that it saw."""
-    driver.begin(steps)
+    driver.begin(Course(steps=steps))
     seen = []
     for k in range(steps):
         x = latents(k)
@@ -91,32 +93,6 @@ def test_all_guidance_branches_of_a_row_go_together() -> None:
     for half in seen[2].chunk(2):
         assert torch.equal(half[:2], 2 * latents(1)[:2])
         assert torch.equal(half[2], 2 * latents(2)[2])
-
-
-def test_every_batch_first_tensor_is_gathered_and_nothing_else() -> None:
-    one = torch.arange(4.0)
-    tree = {
-        "embeds": torch.arange(12.0).view(4, 3),
-        "list": [one, (one, None, 3)],
-        "pair": Pair(one, "text"),
-        "scalar": torch.tensor(7.0),
-        "other": torch.arange(5.0),
-        "broadcast": torch.ones(1, 3),
-    }
-    taken = take_rows(tree, torch.tensor([3, 1]), 4)
-    assert taken["embeds"].tolist() == [[9, 10, 11], [3, 4, 5]]
-    assert taken["list"][0].tolist() == taken["list"][1][0].tolist() == [3, 1]
-    assert taken["list"][1][1:] == (None, 3)
-    assert isinstance(taken["pair"], Pair) and taken["pair"].first.tolist() == [3, 1]
-    for name in ("scalar", "other", "broadcast"):
-        assert taken[name] is tree[name]
-    assert tree["embeds"].shape == (4, 3)
-
-
-def test_channels_last_survives_gathering() -> None:
-    x = torch.randn(4, 3, 5, 5).contiguous(memory_format=torch.channels_last)
-    taken = take_rows(x, torch.tensor([0, 2]), 4)
-    assert taken.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_arguments_reach_the_model_untouched_when_all_rows_compute() -> None:
@@ -196,7 +172,7 @@ def test_a_changed_batch_is_computed_in_full(change: str) -> None:
 
 def test_other_rows_in_the_middle_start_afresh() -> None:
     driver, model = Stepwise(Script("###", "...", "...")), Model()
-    driver.begin(6)
+    driver.begin(Course(steps=6))
     for k, rows in enumerate([3, 3, 2, 2]):
         x = latents(k, rows)
         output = driver.predict(model, (x,), {})[0]
@@ -274,15 +250,15 @@ def test_calls_without_a_scheduler_hold_nothing() -> None:
     for k in range(50):
         driver.predict(model, (latents(k),), {})
     assert len(model.calls) == 50
-    assert len(driver._generation.held) == 4
+    assert sum(map(len, driver._generation.calls.values())) == 8
 
 
 def test_step_sizes_are_per_row_means_in_float32() -> None:
     x = torch.zeros(2, 3, 4, dtype=torch.bfloat16)
     x_next = torch.full_like(x, 0.5)
     x_next[1] = -1.5
-    sizes = step_sizes(x, x_next)
-    assert sizes.dtype == torch.float32 and sizes.tolist() == [0.5, 1.5]
+    seen = Observation(step=0, x=x, x_next=x_next, output=None, computed=[True, True])
+    assert seen.delta.dtype == torch.float32 and seen.delta.tolist() == [0.5, 1.5]
 
 
 def test_step_sizes_of_the_scheduler_are_used_where_it_has_them() -> None:
@@ -291,7 +267,7 @@ def test_step_sizes_of_the_scheduler_are_used_where_it_has_them() -> None:
     for k in range(3):
         driver.predict(model, (latents(k),), {})
         buffer += torch.tensor([1.0, 2.0, 3.0])  # a kernel's own, written again at every step
-        driver.observe(latents(k), latents(k + 1), buffer)
+        driver.observe(latents(k), latents(k + 1), step_sizes=buffer)
     assert [row[1:] for row in driver.summary().criterion] == [(1.0, 2.0), (2.0, 4.0), (3.0, 6.0)]
 
 
@@ -307,8 +283,8 @@ class CountReads(TorchFunctionMode):
 
 
 def test_one_host_read_per_step_and_none_in_the_warm_up() -> None:
-    driver, model = Stepwise(Adaptive(threshold=0.5, max_skip=2).criterion()), Model()
-    driver.begin(12)
+    driver, model = Stepwise(Adaptive(mode="paper", threshold=0.5, max_skip=2).criterion()), Model()
+    driver.begin(Course(steps=12))
     reads = []
     for k in range(12):
         with CountReads() as mode:
@@ -319,8 +295,57 @@ def test_one_host_read_per_step_and_none_in_the_warm_up() -> None:
     assert sum(driver.summary().nfe) < 36
 
 
+def large_tensors(driver: Stepwise) -> list[Tensor]:
+    """All that it keeps with more than a number for every row, wherever it is."""
+    seen: dict[int, Any] = {}
+    found = [driver]
+    while found:
+        obj = found.pop()
+        if id(obj) not in seen and not isinstance(obj, type):
+            seen[id(obj)] = obj
+            found += obj.values() if isinstance(obj, dict) else []
+            found += obj if isinstance(obj, list | tuple) else []
+            found += vars(obj).values() if hasattr(obj, "__dict__") else []
+    return [obj for obj in seen.values() if isinstance(obj, Tensor) and obj.numel() > ROWS]
+
+
+@pytest.mark.parametrize("mode", ["error-control", "elementwise", "features"])
+@pytest.mark.parametrize("steps", [12, None], ids=["last step", "release"])
+def test_nothing_as_large_as_the_latents_outlives_a_generation(
+    mode: str, steps: int | None
+) -> None:
+    driver, model = Stepwise(Adaptive(mode=mode).criterion()), Model()
+    driver.begin(Course(steps=steps))
+    for k in range(12):
+        output = driver.predict(model, (latents(k),), {})[0]
+        assert k < 2 or large_tensors(driver)
+        driver.observe(latents(k), latents(k + 1), output)
+    if steps is None:
+        driver.release()
+    assert not large_tensors(driver)
+    assert driver.summary().steps == 12
+
+
+def test_a_criterion_keeps_no_graph_alive() -> None:
+    """A loop of one's own without `torch.no_grad`."""
+    weight = torch.ones(1, requires_grad=True)
+    driver = Stepwise(Adaptive(threshold=0.0).criterion())
+    x = latents(0)
+    for _ in range(6):
+        output = driver.predict(lambda x: x * weight, (x,), {})
+        x_next = x + 0.1 * output
+        driver.observe(x, x_next, output)
+        x = x_next
+    assert x.requires_grad
+    values = [step.value for step in driver._generation.steps if step.value is not None]
+    decided = driver._generation.decision
+    assert values and decided is not None and decided.value is not None
+    kept = [*values, decided.value, *vars(driver.criterion)["_outputs"]]
+    assert not any(value.requires_grad for value in kept)
+
+
 def test_summary_says_why_nothing_was_skipped() -> None:
-    driver = Stepwise(Adaptive(threshold=0).criterion(), method="Adaptive")
+    driver = Stepwise(Adaptive(mode="paper", threshold=0).criterion(), method="Adaptive")
     assert driver.summary().note == "no generation has run yet"
     drive(driver, Model(), 4)
     assert driver.summary().note == "nothing was skipped: of 12 calls 12 by warm-up"
@@ -332,7 +357,7 @@ def test_summary_says_why_nothing_was_skipped() -> None:
     driver.begin()
     assert driver.summary().steps == 7  # until the next one has a step
     lost = Stepwise(Adaptive().criterion())
-    lost.begin(2)
+    lost.begin(Course(steps=2))
     lost.observe(latents(0), latents(1))
     assert "stepped 1 times without a call" in lost.summary().note
 

@@ -1,0 +1,160 @@
+"""What all criteria share: warm-up, cap, protected last steps, skip debt, and the reuse rule.
+
+A criterion's own file gives one number v >= 0 a step and row, the harm that reusing would do.
+After step k, step k + 1 is skipped if
+
+    d + v <= threshold
+
+where d, the debt, is the sum of the v of the present run of skips: inside a run v goes blind, as
+the latents follow outputs that were not computed.  A v that is not a number computes.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from sidestep.runtime.methods.criterion import Course, Decision, Observation
+from sidestep.runtime.methods.reuse import HISTORY, reuse_weights
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gate:
+    """The settings of a criterion; `Adaptive` documents them.
+
+    Raises:
+        ValueError: A setting is out of range.
+    """
+
+    threshold: float
+    max_skip: int = 4
+    reuse: str = "linear"
+    warm_up: int = 4
+    protect_last: int = 1
+    debt: bool = True
+    predictor: str | None = None
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.threshold) and self.threshold >= 0):
+            raise ValueError(f"Adaptive: threshold is {self.threshold}, expected 0 or more")
+        for name, least in (("max_skip", 1), ("warm_up", 1), ("protect_last", 0)):
+            value = getattr(self, name)
+            if value != int(value) or value < least:
+                raise ValueError(f"Adaptive: {name} is {value}, expected a whole number >= {least}")
+        if self.reuse not in HISTORY:
+            known = ", ".join(map(repr, HISTORY))
+            raise ValueError(f"Adaptive: reuse is {self.reuse!r}, expected one of: {known}")
+
+
+class Gated(ABC):
+    """A `Criterion` whose subclass gives only `measure`."""
+
+    DEFAULTS: ClassVar[Gate]
+    reads_output: ClassVar[bool] = False
+    """Whether `measure` needs ``seen.output``: without it every step is computed."""
+
+    def __init__(self, gate: Gate) -> None:
+        """Makes the state; `start` comes before the first observation.
+
+        Args:
+            gate: The settings.
+        """
+        self.gate = gate
+        self.history = HISTORY[gate.reuse]
+        self.course = Course(rows=0)
+
+    def start(self, course: Course) -> None:
+        """Forgets everything: a trajectory begins."""
+        self.course = course
+        self._computed: list[list[int]] = [[] for _ in range(course.rows)]  # steps, newest first
+        self._debts = [0.0] * course.rows
+        self.begin()
+
+    @abstractmethod
+    def begin(self) -> None:
+        """The subclass forgets what it has seen."""
+
+    @abstractmethod
+    def measure(self, seen: Observation) -> Tensor | None:
+        """The number v of the step after ``seen``, ``[rows]`` fp32 on the latents' device.
+
+        None while too few steps were seen to form it. Called once a step, with the steps in order,
+        so that it can keep what it needs of them.
+        """
+
+    def observe(self, seen: Observation) -> Decision:
+        """Sees that a step is done and decides the one after it."""
+        for row, computed in enumerate(seen.computed):
+            if computed:
+                self._computed[row] = [seen.step, *self._computed[row][:2]]
+                self._debts[row] = 0.0
+        hidden = self.reads_output and seen.output is None
+        value = None if hidden else self.measure(seen)
+        wanted = seen.step + 1
+        if hidden:
+            forced = ["output hidden"] * self.course.rows
+        else:
+            forced = [self._forced(wanted, row, value) for row in range(self.course.rows)]
+        if value is None or all(forced):
+            return Decision(compute=[True] * self.course.rows, reasons=forced)
+        total, *shares = torch.stack([value.float(), *self.shares()]).cpu()  # the step's one read
+        if self.gate.debt:
+            total = total + torch.tensor(self._debts)
+        self._debts = total.tolist()
+        reasons = [
+            reason or ("skipped" if number <= self.gate.threshold else "criterion")
+            for reason, number in zip(forced, self._debts, strict=True)
+        ]
+        return Decision(
+            compute=[reason != "skipped" for reason in reasons],
+            reasons=reasons,
+            value=total,
+            weights=self._weights(wanted, reasons, shares[0].tolist() if shares else None),
+        )
+
+    def _forced(self, wanted: int, row: int, value: Tensor | None) -> str:
+        """Why step ``wanted`` is computed whatever the number says; empty if it is not."""
+        gate, steps = self.gate, self.course.steps
+        computed = self._computed[row]
+        if wanted < gate.warm_up or value is None or not computed:
+            return "warm-up"
+        if steps is not None and wanted >= steps - gate.protect_last:
+            return "last"
+        return "cap" if wanted - computed[0] > gate.max_skip else ""
+
+    def shares(self) -> list[Tensor]:
+        """One tensor ``[rows]`` where the subclass damps each row's slope; otherwise none."""
+        return []
+
+    def _weights(
+        self, wanted: int, reasons: Sequence[str], shares: Sequence[float] | None
+    ) -> list[tuple[float, ...]] | None:
+        if self.gate.reuse == "hold":
+            return None
+        return [
+            reuse_weights(
+                self.gate.reuse,
+                self._computed[row],
+                wanted,
+                self.course.log_snr,
+                1.0 if shares is None else self.damp(row, wanted, shares[row]),
+            )
+            if reason == "skipped"
+            else ()
+            for row, reason in enumerate(reasons)
+        ]
+
+    def damp(self, row: int, wanted: int, share: float) -> float:
+        """What the slope of a row is multiplied by at step ``wanted``, given its share."""
+        return share
+
+
+def row_mean(x: Tensor) -> Tensor:  # [rows, ...] -> [rows]
+    """Mean of ``|x|`` over each row."""
+    return x.abs().flatten(1).mean(1)

@@ -1,0 +1,71 @@
+"""What a criterion is told of a plan, found out from the plan itself."""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+
+import numpy as np
+
+from sidestep.runtime.methods.criterion import Course
+from sidestep.runtime.plan import Plan
+from sidestep.runtime.predictions import PREDICTIONS
+
+_CANDIDATES = ("epsilon", "v_prediction", "flow_prediction", "sample")
+_TOLERANCE = 1e-4  # relative: schedulers compute in float32
+
+
+def plan_course(plan: Plan, rows: int = 0) -> Course:
+    """The course of ``rows`` rows that run the plan."""
+    return Course(
+        rows=rows,
+        steps=len(plan),
+        log_snr=rising(plan.log_snr),
+        prediction=infer_prediction(plan),
+        multistep=plan.registers > 1,
+    )
+
+
+def rising(
+    log_snr: np.ndarray | None,  # [K]
+) -> tuple[float, ...] | None:
+    """lambda as a `Course` has it; None where it falls: an inversion goes from picture to noise."""
+    if log_snr is None or (log_snr[1:] < log_snr[:-1]).any():
+        return None
+    return tuple(log_snr.tolist())
+
+
+@lru_cache(maxsize=64)
+def infer_prediction(plan: Plan) -> str | None:
+    """The prediction type that the plan's matrices were made for, from ``PREDICTIONS``.
+
+    Where the data prediction x0 and the noise prediction eps are both constant, every consistent
+    solver of the ODE follows ``x = alpha x0 + sigma eps`` exactly. The plan is run on the one
+    number with x0 = 1 and eps = 3 and the output that each type would have there; the right type
+    stays on the line. With l = lambda, alpha is ``1 / sqrt(1 + e^-2l)`` in a variance preserving
+    plan, 1 in an exploding one, and ``1 / (1 + e^-l)`` in a flow's.
+
+    Returns:
+        Its name; None where no type fits, or two do, where the plan does not know its lambda, and
+        for a stochastic plan, which leaves the line.
+    """
+    if plan.log_snr is None or len(plan) < 2 or plan.threshold or plan.stochastic:
+        return None
+    noise = np.exp(-np.maximum(plan.log_snr, -30.0))  # [K], sigma / alpha
+    alphas = (1 / np.hypot(1, noise), np.ones_like(noise), 1 / (1 + noise))
+    found = {name for name in _CANDIDATES for alpha in alphas if _keeps(plan, name, alpha, noise)}
+    return found.pop() if len(found) == 1 else None
+
+
+def _keeps(plan: Plan, name: str, alpha: np.ndarray, noise: np.ndarray) -> bool:
+    line = alpha * (1 + 3 * noise)  # alpha x0 + sigma eps
+    state = np.zeros(plan.registers)
+    state[0] = line[0]
+    for k in range(len(plan) - 1):
+        scale = plan.input_scales[k]  # the model reads scale * x
+        a, b = PREDICTIONS[name].data(scale * alpha[k], scale * alpha[k] * noise[k])
+        u = (1 - a * scale * line[k]) / b  # of x0 = a x + b u
+        state = plan.matrices[k, :, : plan.registers + 1] @ [*state, u]
+        if not math.isclose(state[0], line[k + 1], rel_tol=_TOLERANCE):
+            return False
+    return True
