@@ -22,25 +22,35 @@ _EXPORTS = {
     "Adaptive": "sidestep.runtime.methods.adaptive",
     "BackendUnavailable": "sidestep.kernels",
     "DynamicThreshold": "sidestep.runtime.thresholding",
+    "Engine": "sidestep.runtime.engine",
     "Plan": "sidestep.runtime.plan",
+    "QueueFull": "sidestep.runtime.engine",
+    "Request": "sidestep.runtime.engine",
+    "Result": "sidestep.runtime.engine",
     "SidestepScheduler": "sidestep.adapters.scheduler",
     "Solver": "sidestep.runtime.solvers",
     "disable": "sidestep.adapters.enable",
     "enable": "sidestep.adapters.enable",
     "load_pipeline": "sidestep.models",
+    "sample": "sidestep.runtime.sample",
 }
 
 __all__ = [
     "Adaptive",
     "BackendUnavailable",
     "DynamicThreshold",
+    "Engine",
     "Plan",
+    "QueueFull",
+    "Request",
+    "Result",
     "SidestepScheduler",
     "Solver",
     "__version__",
     "disable",
     "enable",
     "load_pipeline",
+    "sample",
 ]
 
 if TYPE_CHECKING:
@@ -48,8 +58,10 @@ if TYPE_CHECKING:
     from sidestep.adapters.scheduler import SidestepScheduler
     from sidestep.kernels import BackendUnavailable
     from sidestep.models import load_pipeline
+    from sidestep.runtime.engine import Engine, QueueFull, Request, Result
     from sidestep.runtime.methods.adaptive import Adaptive
     from sidestep.runtime.plan import Plan
+    from sidestep.runtime.sample import sample
     from sidestep.runtime.solvers import Solver
     from sidestep.runtime.thresholding import DynamicThreshold
 

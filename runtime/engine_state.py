@@ -1,0 +1,171 @@
+"""The tensors of the engine: the registers of every slot, kept outputs, one solver step for many.
+
+Everything is allocated once. Which slot belongs to which row is decided elsewhere.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sidestep.kernels import solver_step
+from sidestep.runtime.engine_rows import Row
+from sidestep.runtime.engine_table import PlanTable
+from sidestep.runtime.upload import upload
+
+
+class EngineState:
+    """Slots, each with the registers of one row and the last H outputs of the model for it.
+
+    Attributes:
+        shape: Of one latent.
+        dtype: Of the model's inputs and outputs.
+        device: Of everything.
+        registers: ``[slots, R, D]`` fp32.
+        kept: ``[slots * H * G, D]`` model dtype: place p of branch g of slot s is line
+            ``(s * H + p) * G + g``.
+        table: The plans in use.
+    """
+
+    def __init__(
+        self,
+        shape: Sequence[int],
+        *,
+        slots: int,
+        registers: int,
+        history: int,
+        branches: int,
+        table_steps: int,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        """Allocates everything; see the attributes."""
+        self.shape, self.dtype, self.device = tuple(shape), dtype, device
+        self.size = math.prod(self.shape)
+        self.history, self.branches = history, branches
+        with torch.inference_mode(False):  # written to in either mode
+            state: dict[str, Any] = {"dtype": torch.float32, "device": device}
+            self.registers = torch.zeros(slots, registers, self.size, **state)
+            kept = (slots * history * branches, self.size)
+            self.kept = torch.zeros(kept, dtype=dtype, device=device)
+            self.table = PlanTable(registers, table_steps, device)
+            self._stats = torch.zeros(slots, 2, **state)
+            self._zeros = torch.zeros(self.size, **state)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all of it."""
+        table = self.table
+        tensors = (
+            self.registers, self.kept, self._stats, self._zeros, table.coefficients, table.inputs,
+        )  # fmt: skip
+        return sum(tensor.nbytes for tensor in tensors)
+
+    def load(
+        self,
+        slots: Sequence[int],
+        x: Tensor,  # [n, *shape]
+    ) -> None:
+        """Rows begin in these slots: registers[0] is x, the others are 0."""
+        index = self._index(slots)
+        self.registers[index] = 0.0
+        start = x.detach().to(self.device, torch.float32)
+        self.registers[index, 0] = start.reshape(len(slots), self.size)
+
+    def latents(self, rows: Sequence[Row]) -> Tensor:  # [n, *shape]
+        """A copy of the latents of these rows, fp32."""
+        return self.registers[self._index([row.slot for row in rows]), 0].view(-1, *self.shape)
+
+    def inputs(self, rows: Sequence[Row]) -> tuple[Tensor, Tensor]:  # [N, *shape], [N] fp32
+        """What the model reads at the next step of these rows: ``scale * x``, and the time."""
+        scale, t = self.table.inputs[self._index([row.line for row in rows])].unbind(1)
+        x = self.registers[self._index([row.slot for row in rows]), 0].mul_(scale[:, None])
+        return x.to(self.dtype).view(-1, *self.shape), t.contiguous()
+
+    def step(
+        self,
+        rows: Sequence[Row],  # n
+        outputs: Sequence[Tensor],  # G of [n, D] model dtype
+        weights: Tensor,  # [n, G] fp32
+        noise: Sequence[Tensor | None],  # n of [D] fp32
+    ) -> Tensor:  # [n, 2] fp32
+        """One solver step of each row, in place.
+
+        Returns:
+            Mean step size and mean error estimate of each row, valid until the next step.
+        """
+        stats = self._stats[: len(rows)]
+        drawn = None
+        if any(z is not None for z in noise):
+            drawn = torch.stack([self._zeros if z is None else z for z in noise])
+        solver_step(
+            self.registers,
+            outputs,
+            weights,
+            drawn,
+            self.table.coefficients,
+            self._index([row.line for row in rows]),
+            self._index([row.slot for row in rows]),
+            None,
+            stats,
+        )
+        return stats
+
+    def guidance(self, rows: Sequence[Row]) -> Tensor:  # [n, G] fp32
+        """Guidance weights of the next step, 0 for the branches that a row has not."""
+        G = max(row.live.branches for row in rows)
+        lines = [[*row.guidance, *[0.0] * (G - row.live.branches)] for row in rows]
+        return upload(lines, torch.float32, self.device)
+
+    def keep(
+        self,
+        rows: Sequence[Row],  # n
+        outputs: Sequence[Tensor],  # G of [n, D] model dtype
+    ) -> None:
+        """Keeps fresh outputs in the place of the oldest, for the steps that skip."""
+        for row in rows:
+            assert row.criterion is not None
+            row.newest = (row.newest + 1) % self.history
+            row.kept = min(row.kept + 1, row.criterion.history)
+        for g, output in enumerate(outputs):
+            self.kept.index_copy_(0, self._index([self._line(row, 0, g) for row in rows]), output)
+
+    def reuse(self, rows: Sequence[Row]) -> list[Tensor]:  # G of [n, D] model dtype
+        """What rows that skip go on with: ``offset + sum_i weights[i] * (i-th newest output)``.
+
+        Formed branch by branch in fp32, newest first, the offset last: as `HeldOutput.reuse` does.
+        """
+        weights = [row.reuse for row in rows]
+        total = self._aged(rows, 0)
+        if any(of_row != (1.0,) for of_row in weights):
+            total = total.float() * self._shares(weights, 0)
+            for age in range(1, max(map(len, weights))):
+                total += self._aged(rows, age).float() * self._shares(weights, age)
+        if any(row.offset is not None for row in rows):
+            added = [self._zeros if row.offset is None else row.offset for row in rows]
+            total = total.float() + torch.stack(added)
+        return list(total.to(self.dtype).unbind(0))
+
+    def _shares(self, weights: Sequence[Sequence[float]], age: int) -> Tensor:  # [n, 1]
+        """The weight of the outputs of that age; 0 where it is not looked at."""
+        shares = [of_row[age] if age < len(of_row) else 0.0 for of_row in weights]
+        return upload(shares, torch.float32, self.device)[:, None]
+
+    def _aged(self, rows: Sequence[Row], age: int) -> Tensor:  # [G, n, D]
+        """The kept outputs ``age`` computed steps back; the newest where there are fewer."""
+        G = max(row.live.branches for row in rows)
+        back = [age if age < len(row.reuse) else 0 for row in rows]
+        lines = [self._line(row, a, g) for g in range(G) for row, a in zip(rows, back, strict=True)]
+        return self.kept[self._index(lines)].view(G, len(rows), self.size)
+
+    def _line(self, row: Row, age: int, branch: int) -> int:
+        place = (row.newest - age) % self.history
+        own = min(branch, row.live.branches - 1)  # of weight 0 beyond
+        return (row.slot * self.history + place) * self.branches + own
+
+    def _index(self, values: Sequence[int]) -> Tensor:
+        return upload(values, torch.int64, self.device)
