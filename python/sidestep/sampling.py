@@ -15,7 +15,7 @@ from torch import Tensor
 from sidestep.adapters.catalogue import make_scheduler, solver_name
 from sidestep.adapters.enable import enable
 from sidestep.errors import UserError
-from sidestep.runtime.methods.adaptive import Adaptive
+from sidestep.runtime.methods.criterion import Method
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +31,7 @@ class Job:
     """
 
     label: str
-    method: Adaptive | None = None
+    method: Method | None = None
     solver: str | None = None
     grid: str | None = None
     steps: int = 50

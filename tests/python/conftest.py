@@ -1,4 +1,4 @@
-"""Makes `tiny_pipelines` importable by its stem, and gives its pipelines as fixtures.
+"""Makes the `tiny_*` helpers importable by their stems, and gives two pipelines as fixtures.
 
 `tests` itself must stay off sys.path: it holds a folder `runtime`, which would become importable.
 """
@@ -15,11 +15,12 @@ import pytest
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
 
-_path = Path(__file__).resolve().parent / "tiny_pipelines.py"
-_spec = importlib.util.spec_from_file_location(_path.stem, _path)
-assert _spec is not None and _spec.loader is not None
-tiny_pipelines = sys.modules[_path.stem] = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(tiny_pipelines)
+for _stem in ("tiny_builders", "tiny_methods", "tiny_cases", "tiny_pipelines"):  # as they import
+    _spec = importlib.util.spec_from_file_location(_stem, Path(__file__).with_name(f"{_stem}.py"))
+    assert _spec is not None and _spec.loader is not None
+    sys.modules[_stem] = importlib.util.module_from_spec(_spec)
+    _spec.loader.exec_module(sys.modules[_stem])
+tiny_pipelines = sys.modules["tiny_pipelines"]
 
 
 @pytest.fixture(params=["sd", "sdxl"])

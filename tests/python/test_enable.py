@@ -86,7 +86,7 @@ def test_several_images_per_prompt(sd: StableDiffusionPipeline) -> None:
 
 def test_half_precision() -> None:
     pipe = tiny_sd().to(torch.bfloat16)
-    with enable(pipe, Adaptive(threshold=0.02)) as handle:
+    with enable(pipe, Adaptive(mode="paper", threshold=0.02)) as handle:
         latents = generate(pipe, [1, 2])
     assert latents.dtype == torch.bfloat16 and latents.isfinite().all()
     assert any("." in row for row in marks(handle))
@@ -159,7 +159,7 @@ def test_an_exception_leaves_nothing_behind(sd: StableDiffusionPipeline) -> None
     with enable(sd, ALWAYS) as handle:
         with pytest.raises(KeyboardInterrupt):
             generate(sd, [3, 4], callback_on_step_end=fail)
-        assert not handle._driver._generation.held
+        assert not handle._driver._generation.calls
         assert torch.equal(generate(sd, [1, 2]), expected)
 
 
@@ -224,7 +224,7 @@ def test_the_bundled_model() -> None:
     prompts = ["frog on a bicycle", "blue tiger face", "rocket in the rain"]
     settings = {"num_inference_steps": 12, "guidance_scale": 7.5, "output_type": "pt"}
     noise = [torch.Generator().manual_seed(seed) for seed in range(3)]
-    with enable(emoji, Adaptive(threshold=0.02)) as handle:
+    with enable(emoji, Adaptive(mode="paper", threshold=0.02)) as handle:
         together = emoji(prompts, generator=noise, **settings).images
         summary, rows = handle.summary(), marks(handle)
         assert len(set(rows)) > 1 and all("." in row for row in rows)

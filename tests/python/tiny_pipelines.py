@@ -1,76 +1,28 @@
-"""Tiny pipelines of diffusers with random weights, and what the tests of `enable` do with them."""
+"""Tiny Stable Diffusion (XL), and what the tests of `enable` do with them."""
 
 from typing import Any
 
-import diffusers
 import torch
-from diffusers import DDIMScheduler, StableDiffusionPipeline, StableDiffusionXLPipeline
+from diffusers import StableDiffusionPipeline
+from tiny_builders import BETAS, tiny_sdxl, tiny_stable_diffusion, tiny_unet
+from tiny_methods import marks
 from torch import Tensor
 
-from sidestep.adapters.enable import Handle
 from sidestep.runtime.methods.adaptive import Adaptive
 
-ALWAYS = Adaptive(threshold=1e9)  # skips whenever the cap allows it
-NEVER = Adaptive(threshold=0.0)
+__all__ = ["BETAS", "marks", "tiny_sd", "tiny_sdxl", "tiny_unet"]
+
+ALWAYS = Adaptive(mode="paper", threshold=1e9)  # skips whenever the cap allows it
+NEVER = Adaptive(mode="paper", threshold=0.0)
 MIXED = {
-    "StableDiffusionPipeline": Adaptive(threshold=0.004),
-    "StableDiffusionXLPipeline": Adaptive(threshold=0.06),
+    "StableDiffusionPipeline": Adaptive(mode="paper", threshold=0.004),
+    "StableDiffusionXLPipeline": Adaptive(mode="paper", threshold=0.06),
 }  # decisions of the tiny pipelines that differ from prompt to prompt
 PATTERN = "####.....#....#."  # what ALWAYS does in 16 steps, every row alike
 
-BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
-
-
-def tiny_unet(**settings: Any) -> torch.nn.Module:
-    torch.manual_seed(0)
-    unet = diffusers.UNet2DConditionModel(
-        sample_size=8,
-        block_out_channels=(8, 16),
-        layers_per_block=1,
-        cross_attention_dim=16,
-        norm_num_groups=4,
-        attention_head_dim=4,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        **settings,
-    )
-    unet.conv_out.weight.data.mul_(4)  # a louder model: prompts differ in their decisions
-    return unet.eval()
-
 
 def tiny_sd() -> StableDiffusionPipeline:
-    pipe = StableDiffusionPipeline(
-        vae=None,
-        text_encoder=None,
-        tokenizer=None,
-        unet=tiny_unet(),
-        scheduler=DDIMScheduler(**BETAS, steps_offset=1, clip_sample=False, set_alpha_to_one=False),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
-
-
-def tiny_sdxl() -> StableDiffusionXLPipeline:
-    unet = tiny_unet(
-        addition_embed_type="text_time",
-        addition_time_embed_dim=4,
-        projection_class_embeddings_input_dim=6 * 4 + 12,
-    )
-    pipe = StableDiffusionXLPipeline(
-        vae=None,
-        text_encoder=None,
-        text_encoder_2=None,
-        tokenizer=None,
-        tokenizer_2=None,
-        unet=unet,
-        scheduler=diffusers.EulerDiscreteScheduler(**BETAS),
-        add_watermarker=False,
-    )
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
+    return tiny_stable_diffusion()
 
 
 def generate(pipe: Any, prompts: list[int], steps: int = 16, **settings: Any) -> Tensor:
@@ -95,10 +47,6 @@ def generate(pipe: Any, prompts: list[int], steps: int = 16, **settings: Any) ->
     noise = [torch.Generator().manual_seed(p + i) for p in prompts for i in range(images)]
     settings = {"guidance_scale": 5.0, "generator": noise, **settings}
     return pipe(num_inference_steps=steps, output_type="latent", **text, **settings).images
-
-
-def marks(handle: Handle) -> list[str]:
-    return ["".join(".#"[call] for call in row) for row in handle.summary().skip_map]
 
 
 class CountRows:

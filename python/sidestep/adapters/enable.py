@@ -1,23 +1,15 @@
-"""`enable`: a method on an unmodified diffusers pipeline, and off again.
-
-Three objects are attached to, all in the same way (`sidestep.adapters.swap`): the pipeline, whose
-call is the moment to look whether its model or scheduler has been replaced; the model, whose call
-the driver stands for; the scheduler, whose ``set_timesteps`` begins a generation and whose ``step``
-shows the latents.
-"""
+"""`enable`: a method on an unmodified diffusers pipeline, and off again."""
 
 from __future__ import annotations
 
-import functools
-import inspect
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
-
-from sidestep.adapters.refusals import NoiseGuard, refuse_unsuitable
+from sidestep.adapters.attach import Part, is_compiled, overrides_of, parts_of
+from sidestep.adapters.refusals import refuse_unsuitable
 from sidestep.adapters.swap import owner_of, restore, swap
+from sidestep.adapters.trajectory import OnStep, WholeTrajectory
 from sidestep.runtime.methods.adaptive import Adaptive
+from sidestep.runtime.methods.criterion import Method
 from sidestep.runtime.stepwise import Stepwise
 from sidestep.runtime.summary import Summary
 
@@ -28,10 +20,14 @@ if TYPE_CHECKING:
 
 __all__ = ["Handle", "Summary", "disable", "enable"]
 
-_MODEL_NAMES = ("unet", "transformer")
 
-
-def enable(pipe: DiffusionPipeline, method: Adaptive | None = None) -> Handle:
+def enable(
+    pipe: DiffusionPipeline,
+    method: Method | None = None,
+    *,
+    driver: str = "stepwise",
+    on_step: OnStep | None = None,
+) -> Handle:
     """Runs ``pipe`` with a method from now on.
 
         with sidestep.enable(pipe, sidestep.Adaptive(threshold=0.01)) as handle:
@@ -40,7 +36,12 @@ def enable(pipe: DiffusionPipeline, method: Adaptive | None = None) -> Handle:
 
     Args:
         pipe: A pipeline with a ``unet`` or ``transformer`` and a deterministic ``scheduler``.
-        method: Its settings; the default `Adaptive` if None.
+        method: Its settings. None is the default `Adaptive` for the stepwise driver, and every
+            model call for the other one.
+        driver: ``"stepwise"``, the pipeline's own loop; or ``"whole"``, the whole trajectory in the
+            engine (docs/whole-trajectory.md).
+        on_step: For ``"whole"``: called ``on_step(k, x, rows)`` with the latents of the rows that
+            have taken step ``k``.
 
     Returns:
         The handle that turns it off, also as a context manager, and that has the summary.
@@ -50,10 +51,20 @@ def enable(pipe: DiffusionPipeline, method: Adaptive | None = None) -> Handle:
             scheduler under which the method means nothing.
         TypeError: ``method`` is not the settings of a method.
     """
-    method = Adaptive() if method is None else method
-    if not isinstance(method, Adaptive):
-        raise TypeError(f"enable: method is {method!r}, expected sidestep.Adaptive(...)")
-    handle = Handle(pipe, method)
+    if driver not in ("stepwise", "whole"):
+        raise ValueError(f"enable: driver is {driver!r}, expected 'stepwise' or 'whole'")
+    if on_step is not None and driver == "stepwise":
+        raise ValueError(
+            "enable: on_step belongs to driver='whole', use the pipeline's own callback_on_step_end"
+        )
+    if method is None and driver == "stepwise":
+        method = Adaptive()
+    if method is not None and (isinstance(method, type) or not isinstance(method, Method)):
+        raise TypeError(
+            f"enable: method is {method!r}, expected settings with a criterion, such as "
+            "sidestep.Adaptive(...)"
+        )
+    handle = Handle(pipe, method, driver, on_step)
     handle._attach()
     return handle
 
@@ -78,14 +89,29 @@ class Handle:
         active: False once it was disabled.
     """
 
-    def __init__(self, pipe: DiffusionPipeline, method: Adaptive) -> None:
+    def __init__(
+        self,
+        pipe: DiffusionPipeline,
+        method: Method | None,
+        driver: str = "stepwise",
+        on_step: OnStep | None = None,
+    ) -> None:
         """Prepares; nothing is touched yet."""
         self.method = method
         self.active = False
         self._pipe: Any = pipe
-        self._model_name = _model_name(pipe)
-        self._driver = Stepwise(method.criterion(), method=repr(method))
+        parts_of(pipe)  # refuses what has none
+        self._driver: Stepwise | WholeTrajectory
+        if driver == "whole" or method is None:
+            self._driver = WholeTrajectory(method, on_step)
+        else:
+            self._driver = Stepwise(method.criterion(), method=repr(method))
         self._attached: list[Any] = []
+        self._compiled: set[str] = set()  # parts that are
+        self._calling = False  # within the pipeline's own call
+        self._branch: str | None = None  # the guidance branch, where the pipeline says it
+        self._timestep: Any = None  # of the last step
+        self._copies = 1  # of every latent in the scheduler's batch
 
     def disable(self) -> None:
         """Leaves the pipeline as `enable` found it. Once is enough, more does no harm."""
@@ -110,108 +136,39 @@ class Handle:
     ) -> None:
         self.disable()
 
-    def _wanted(self) -> list[tuple[Any, Callable[[Handle, Any], dict[str, Callable[..., Any]]]]]:
-        return [
-            (self._pipe, _pipeline_overrides),
-            (getattr(self._pipe, self._model_name), _model_overrides),
-            (self._pipe.scheduler, _scheduler_overrides),
-        ]
-
     def _attach(self) -> None:
         """Attaches to what the pipeline holds now, and lets go of what it no longer holds."""
-        wanted = self._wanted()
-        new = [pair for pair in wanted if not self._has(pair[0])]
-        for obj, _ in new:
+        wanted = parts_of(self._pipe)
+        new: list[tuple[Part, Any]] = [pair for pair in wanted if not self._has(pair[1])]
+        for part, obj in wanted:
+            if getattr(obj, "is_cache_enabled", False):
+                raise ValueError(
+                    f"enable: the {part.name} has a cache of diffusers enabled, which counts on "
+                    "the same batch at every step; call its disable_cache first"
+                )
+        for _, obj in new:
             _refuse_owned(obj)
-        if not self._has(self._pipe.scheduler):
+        if self.method is not None and not self._has(self._pipe.scheduler):
             refuse_unsuitable(self._pipe.scheduler)
         for obj in self._attached:
-            if not any(obj is kept for kept, _ in wanted):
+            if not any(obj is kept for _, kept in wanted):
                 restore(obj)
-        self._attached = [obj for obj, _ in wanted]
-        for obj, overrides in new:
+        self._attached = [obj for _, obj in wanted]
+        for part, obj in new:
             restore(obj)  # a copy of an attached object carries the class of another handle
-            follow = overrides is _scheduler_overrides
-            swap(obj, self, overrides(self, type(obj)), copies_follow=follow)
+            follow = part.role == "scheduler"
+            swap(obj, self, overrides_of(self, part, type(obj)), copies_follow=follow)
+        self._compiled = {part.name for part, obj in wanted if is_compiled(obj)}
+        self._branch, self._timestep = None, None
         self.active = True
 
     def _has(self, obj: Any) -> bool:
         return any(obj is attached for attached in self._attached)
 
-    def _begin(self, steps: int | None = None) -> None:
+    def _begin(self) -> None:
         """A generation begins, with whatever model and scheduler the pipeline has by now."""
         self._attach()
-        self._driver.begin(steps)
-
-
-def _pipeline_overrides(handle: Handle, plain: Any) -> dict[str, Callable[..., Any]]:
-    call_pipeline = plain.__call__
-
-    def __call__(pipe: DiffusionPipeline, *args: Any, **kwargs: Any) -> Any:
-        if not handle.active:
-            return call_pipeline(pipe, *args, **kwargs)
-        handle._begin()
-        try:
-            return call_pipeline(pipe, *args, **kwargs)
-        finally:
-            handle._driver.release()
-
-    return {"__call__": __call__}
-
-
-def _model_overrides(handle: Handle, plain: Any) -> dict[str, Callable[..., Any]]:
-    call_model = plain.__call__
-
-    def __call__(model: Any, *args: Any, **kwargs: Any) -> Any:
-        if type(model) is plain or not handle.active:  # torch.compile keeps bound methods
-            return call_model(model, *args, **kwargs)
-        if not handle._has(handle._pipe.scheduler):  # replaced, and its set_timesteps unseen
-            handle._begin()
-        return handle._driver.predict(functools.partial(call_model, model), args, kwargs)
-
-    return {"__call__": __call__}
-
-
-def _scheduler_overrides(handle: Handle, plain: Any) -> dict[str, Callable[..., Any]]:
-    take_step = plain.step
-    plan_steps = plain.set_timesteps
-    position = list(inspect.signature(take_step).parameters).index("sample") - 1
-
-    def step(scheduler: Any, *args: Any, **kwargs: Any) -> Any:
-        if not handle.active:
-            return take_step(scheduler, *args, **kwargs)
-        x: Tensor = kwargs["sample"] if "sample" in kwargs else args[position]
-        guard = NoiseGuard(scheduler, kwargs.get("generator"), x.device)
-        output = take_step(scheduler, *args, **kwargs)
-        guard.check()
-        x_next = output[0] if isinstance(output, tuple) else output.prev_sample
-        delta = getattr(scheduler, "step_sizes", None)  # SidestepScheduler's kernel forms them
-        handle._driver.observe(x, x_next, delta)
-        return output
-
-    def set_timesteps(scheduler: Any, *args: Any, **kwargs: Any) -> Any:
-        result = plan_steps(scheduler, *args, **kwargs)
-        if handle.active:
-            handle._begin(len(scheduler.timesteps))
-        return result
-
-    return {"step": step, "set_timesteps": set_timesteps}
-
-
-def _model_name(pipe: DiffusionPipeline) -> str:
-    """The attribute under which the pipeline keeps the network that it calls at every step.
-
-    Raises:
-        ValueError: There is none, or no scheduler.
-    """
-    if getattr(pipe, "scheduler", None) is None:
-        raise ValueError(f"enable: {type(pipe).__name__} has no scheduler")
-    for name in _MODEL_NAMES:
-        if getattr(pipe, name, None) is not None:
-            return name
-    raise ValueError(
-        f"enable: {type(pipe).__name__} has none of {', '.join(_MODEL_NAMES)} to stand for"
-    )
+        self._driver.begin()
 
 
 def _refuse_owned(obj: Any) -> None:

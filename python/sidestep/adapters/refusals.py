@@ -24,6 +24,10 @@ _NOISY_NAMES = (
     "cmstochastic",
     "cosinedpm",
     "consistencydecoder",
+    "scmscheduler",
+    "heliosdmd",
+    "cogvideoxdpm",
+    "rfd4proteina",
 )
 
 
@@ -31,10 +35,18 @@ def refuse_unsuitable(scheduler: SchedulerMixin) -> None:
     """Checks what can be known before the first step; `NoiseGuard` sees the rest.
 
     Raises:
-        ValueError: The scheduler calls the model more than once a step, draws noise, or has a
-            ``step`` that takes no ``sample``.
+        ValueError: The scheduler calls the model more than once a step, draws noise, or has no
+            ``step`` that takes a ``sample`` of real numbers.
     """
     name = type(scheduler).__name__
+    parameters = inspect.signature(getattr(type(scheduler), "step", refuse_unsuitable)).parameters
+    if "sample" not in parameters:
+        raise ValueError(f"enable: {name} has no `step` with an argument `sample` to measure it by")
+    if "Long" in str(parameters["sample"].annotation):
+        raise ValueError(
+            f"enable: {name} steps whole tokens, and the change of a token has no size; use a "
+            "scheduler of latents"
+        )
     solver = str(_setting(scheduler, "algorithm_type") or _setting(scheduler, "solver") or "")
     label = f"{name} ({solver})" if solver else name
     if getattr(scheduler, "order", 1) != 1 or solver == "heun":
@@ -48,8 +60,11 @@ def refuse_unsuitable(scheduler: SchedulerMixin) -> None:
             f"enable: {label} adds noise at every step, which hides how fast the picture changes; "
             "use a deterministic scheduler"
         )
-    if "sample" not in inspect.signature(type(scheduler).step).parameters:
-        raise ValueError(f"enable: {name}.step has no argument `sample` to measure the step by")
+    if name == "PNDMScheduler" and not _setting(scheduler, "skip_prk_steps"):
+        raise ValueError(
+            f"enable: {name} begins with Runge-Kutta steps of four model calls each, which do not "
+            "measure how fast the picture changes; set skip_prk_steps=True"
+        )
 
 
 def _setting(scheduler: SchedulerMixin, name: str) -> Any:

@@ -130,6 +130,11 @@ class SidestepScheduler(SchedulerMixin, ConfigMixin):
         """``[B]`` fp32 ``mean |x' - x|`` of the last step, as the kernel formed it."""
         return None if self._state is None else self._state.fused.stats[:, 0]
 
+    @property
+    def log_snr(self) -> np.ndarray | None:
+        """``lambda = ln(alpha / sigma)`` at every timestep; None before ``set_timesteps``."""
+        return None if self._plan is None else self._plan.log_snr
+
     def scale_model_input(self, sample: Tensor, timestep: float | Tensor | None = None) -> Tensor:
         """The model's input: ``sample`` times the scale of this step.
 
@@ -155,7 +160,7 @@ class SidestepScheduler(SchedulerMixin, ConfigMixin):
         Raises:
             ValueError: ``set_timesteps`` was not called, all steps are done, or shapes disagree.
         """
-        full = self._plan_of("step")
+        self._plan_of("step")
         if model_output.shape != sample.shape:
             raise ValueError(
                 f"SidestepScheduler.step: model_output has shape {list(model_output.shape)}, "
@@ -164,9 +169,7 @@ class SidestepScheduler(SchedulerMixin, ConfigMixin):
         if self._state is None:
             if self._begin is None:
                 self._begin = self._index_of(timestep)
-            begin = self._begin
-            plan = full if begin == 0 else self._compile(self._steps_asked, begin)
-            self._state = _State.start(plan, sample)
+            self._state = _State.start(self.plan(self._begin), sample)
         state = self._state
         state.next_step("step")
         noise = state.draw(generator)
@@ -186,6 +189,15 @@ class SidestepScheduler(SchedulerMixin, ConfigMixin):
         alpha = torch.tensor([p.alpha for p in points]).to(original_samples).view(shape)
         sigma = torch.tensor([p.sigma for p in points]).to(original_samples).view(shape)
         return alpha * original_samples + sigma * noise
+
+    def plan(self, begin: int = 0) -> Plan:
+        """What the steps from ``begin`` on do.
+
+        Raises:
+            ValueError: ``set_timesteps`` was not called.
+        """
+        full = self._plan_of("plan")
+        return full if begin == 0 else self._compile(self._steps_asked, begin)
 
     def __len__(self) -> int:
         config: Any = self.config
@@ -232,12 +244,14 @@ class _State:
         return _State(
             plan=plan,
             fused=PreparedStep(
-                registers=torch.zeros(rows, plan.registers, size, device=device),
-                weights=torch.ones(rows, 1, device=device),
+                registers=torch.zeros(
+                    rows, plan.registers, size, dtype=torch.float32, device=device
+                ),
+                weights=torch.ones(rows, 1, dtype=torch.float32, device=device),
                 table=table,
                 step=torch.zeros(rows, dtype=torch.int64, device=device),
                 slot=None,
-                stats=torch.zeros(rows, 2, device=device),
+                stats=torch.zeros(rows, 2, dtype=torch.float32, device=device),
             ),
             shape=sample.shape,
         )

@@ -64,7 +64,8 @@ def swap(
     if copies_follow:
         body |= {"__copy__": shallow, "__deepcopy__": deep}
     for name, function in overrides.items():
-        body[name] = functools.wraps(getattr(plain, name))(function)
+        overridden = getattr(plain, name, None)
+        body[name] = functools.wraps(overridden)(function) if overridden else function
     swapped = types.new_class(plain.__name__, (plain,), exec_body=lambda names: names.update(body))
     object.__setattr__(obj, "__class__", swapped)
 

@@ -1,0 +1,157 @@
+"""Running a recorded trajectory in the engine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from sidestep.adapters.trajectory_record import Trajectory
+from sidestep.runtime.denoisers import RecordedDenoiser, RecordedStep
+from sidestep.runtime.engine import Batch, Engine, Request, Result
+from sidestep.runtime.methods.criterion import Course, Criterion, Decision, Method, Observation
+
+_MOST_BRANCHES = 3  # of the fused step; the denoiser combines more of them itself
+_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+
+def run_trajectory(
+    trajectory: Trajectory,
+    method: Method | None,
+    noise: Callable[[int, int], Tensor] | None,
+    on_step: Callable[[int, Tensor, Sequence[int]], object] | None,
+) -> tuple[Result, int]:
+    """Runs all of it.
+
+    Returns:
+        What became of it, and the number of model calls, those of the recording included.
+    """
+    plan, start, steps = trajectory.plan, trajectory.start, trajectory.steps
+    mixes = _mixes(trajectory)
+    denoiser = RecordedDenoiser(rows=len(start), shape=start.shape[1:], steps=steps, mixes=mixes)
+    branches = 1 if mixes is not None else len(trajectory.library.branches)
+    dtype = steps[0].calls[0].arguments.dtype
+    dtype = dtype if dtype in _DTYPES else torch.float32
+    chosen = None if method is None else Interrupted(method, kinds_of(steps))
+    engine = Engine(
+        tuple(start.shape[1:]),
+        capacity=len(start),
+        buckets=tuple(range(1, branches * len(start) + 1)),
+        dtype=dtype,
+        device=start.device,
+        registers=plan.registers,
+        history=0 if chosen is None else chosen.criterion().history,
+        branches=branches,
+        queue=1,
+        table_steps=len(plan),
+    )
+    guidance = [[1.0]] * len(plan) if mixes is not None else _weights(trajectory)
+    engine.submit(
+        Request(
+            plan=plan,
+            x=start.float(),
+            guidance=guidance,
+            method=chosen,
+            noise=noise,
+            on_step=on_step,
+        )
+    )
+    for batch in engine:
+        engine.complete(batch, _evaluate(denoiser, batch).to(dtype))
+    (result,) = engine.results()
+    return result, denoiser.ticks + len(steps[0].calls)
+
+
+def _evaluate(denoiser: RecordedDenoiser, batch: Batch) -> Tensor:  # [N, ...]
+    return denoiser(batch.x, list(zip(batch.steps, batch.rows, batch.branches, strict=True)))
+
+
+def _weights(trajectory: Trajectory) -> list[list[float]]:  # [K][G]
+    """0 for a branch that a step does not have."""
+    count = len(trajectory.library.branches)
+    return [[float(of.get(b, 0.0)) for b in range(count)] for of in trajectory.weights]
+
+
+def _mixes(trajectory: Trajectory) -> list[Tensor] | None:  # K of [G, ...]
+    """The weights, where the engine cannot take them."""
+    count = len(trajectory.library.branches)
+    scalar = all(w.dim() == 0 for of in trajectory.weights for w in of.values())
+    if scalar and count <= _MOST_BRANCHES:
+        return None
+    dim = trajectory.start.dim() - 1
+    mixes = []
+    for of in trajectory.weights:
+        weights = [of.get(b, torch.zeros(())) for b in range(count)]
+        wide = [w.view(*w.shape, *[1] * (dim - w.dim())) for w in weights]
+        mixes.append(torch.stack(torch.broadcast_tensors(*wide)))
+    return mixes
+
+
+Kind = tuple[tuple[Hashable, int], ...]
+"""The model calls of a step: which model, and the size of its batch."""
+
+
+def kinds_of(steps: Sequence[RecordedStep]) -> tuple[Kind, ...]:  # [K]
+    """What may be held from one step to another: a call's output, where the call stays the same."""
+    return tuple(
+        tuple((call.arguments.key, call.arguments.batch) for call in step.calls) for step in steps
+    )
+
+
+@dataclass(frozen=True)
+class Interrupted:
+    """A method in a trajectory whose model calls change on the way, as when guidance ends.
+
+    Attributes:
+        method: The method.
+        kinds: ``[K]`` the model calls of each step.
+    """
+
+    method: Method
+    kinds: tuple[Kind, ...]
+
+    def criterion(self) -> Criterion:
+        """The method's own, or one that computes where it has nothing to go on with."""
+        own = self.method.criterion()
+        return own if len(set(self.kinds)) == 1 else _Interrupted(own, self.kinds)
+
+
+class _Interrupted:
+    """Lets a row skip where the stepwise driver could: every call of the step has its outputs."""
+
+    def __init__(self, own: Criterion, kinds: tuple[Kind, ...]) -> None:
+        self.own, self.kinds, self.history = own, kinds, own.history
+        self.computed: list[list[int]] = []  # by row, its last steps, newest first
+
+    def start(self, course: Course) -> None:
+        """A trajectory begins."""
+        self.own.start(course)
+        self.computed = [[] for _ in range(course.rows)]
+
+    def observe(self, seen: Observation) -> Decision:
+        """The method's decision, but for rows that would have nothing to go on with."""
+        decision = self.own.observe(seen)
+        compute, reasons = list(decision.compute), list(decision.reasons)
+        for row, computed in enumerate(self.computed):
+            if seen.computed[row]:
+                computed.insert(0, seen.step)
+                del computed[self.history :]
+            weights = () if decision.weights is None else decision.weights[row]
+            lacking = self._lacking(seen.step + 1, computed[: max(1, len(weights))])
+            if lacking and not compute[row]:
+                compute[row], reasons[row] = True, lacking
+        return replace(decision, compute=compute, reasons=reasons)
+
+    def _lacking(self, coming: int, used: Sequence[int]) -> str:
+        """Why the outputs of the steps ``used`` do not serve the coming one; empty if they do."""
+        if coming >= len(self.kinds):
+            return ""
+        for slot, (model, batch) in enumerate(self.kinds[coming]):
+            before = [self.kinds[step][slot : slot + 1] for step in used]
+            if before[0] and before[0][0][1] != batch:
+                return "batch changed"
+            if any(kind != ((model, batch),) for kind in before):
+                return "no output to reuse"
+        return ""
