@@ -29,7 +29,7 @@ def log_snr(
     table = getattr(scheduler, "sigmas", None)
     sigmas = None
     if table is not None and len(table) >= begin_index + K:
-        sigmas = np.array(table[begin_index : begin_index + K], dtype=np.float64)
+        sigmas = _numbers(table[begin_index : begin_index + K])
     with np.errstate(divide="ignore", invalid="ignore"):
         if sigmas is not None and hasattr(scheduler, "_sigma_to_alpha_sigma_t"):
             alpha, sigma = scheduler._sigma_to_alpha_sigma_t(torch.from_numpy(sigmas))
@@ -43,7 +43,12 @@ def log_snr(
         if sigmas is not None and np.allclose(timesteps, sigmas * length, rtol=1e-5):
             return np.log((1 - sigmas) / sigmas)
         if hasattr(scheduler, "alphas_cumprod") and (timesteps == np.round(timesteps)).all():
-            signal = np.array(scheduler.alphas_cumprod, dtype=np.float64)
+            signal = _numbers(scheduler.alphas_cumprod)
             kept = signal[np.clip(timesteps, 0, len(signal) - 1).astype(np.int64)]
             return 0.5 * np.log(kept / (1 - kept))
     return None
+
+
+def _numbers(table: Any) -> np.ndarray:
+    """A scheduler's table; some keep theirs where the latents are, which numpy cannot read."""
+    return torch.as_tensor(table).detach().cpu().double().numpy()

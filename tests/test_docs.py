@@ -34,3 +34,32 @@ def test_adaptive(capsys: pytest.CaptureFixture[str]) -> None:
     exec(_code("adaptive.md"), names)
     assert len(names["images"]) == 1
     assert "50 steps, 1 images" in capsys.readouterr().out
+
+
+def test_engine(capsys: pytest.CaptureFixture[str]) -> None:
+    names: dict = {"pipe": load_pipeline("emoji-sd")}
+    exec(_code("engine.md"), names)
+    lines = capsys.readouterr().out.splitlines()
+    engine = names["engine"]
+    D, capacity, R, H, G, e = 4 * 16 * 16, 16, 4, 3, 2, 4
+    state = capacity * D * (4 * R + H * G * e) + 16384 * 4 * ((R + 1) * (R + 2) + 3)
+    assert int(lines[0]) == engine.memory_bytes == state + 4 * D + 8 * capacity
+    assert sorted(line.split(" done ")[0] for line in lines[1:]) == [
+        "cat with an umbrella",
+        "frog on a bicycle",
+    ]
+    assert engine.counts()["done"] == 2
+
+
+def test_whole_trajectory(capsys: pytest.CaptureFixture[str]) -> None:
+    names: dict = {"pipe": load_pipeline("emoji-sd")}
+    exec(_code("whole-trajectory.md"), names)
+    assert len(names["images"]) == 1
+    assert "25 steps, 1 images" in capsys.readouterr().out
+
+
+def test_sample(capsys: pytest.CaptureFixture[str]) -> None:
+    names: dict = {}
+    exec(_code("sample.md"), names)
+    assert names["result"].shape == names["fewer"].shape == (2, 4, 8, 8)
+    assert capsys.readouterr().out.count("\n") == 1

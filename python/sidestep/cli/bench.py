@@ -64,3 +64,65 @@ def solvers(
         return
     suite.print_report(document)
     print(f"chart: {out}")
+
+
+@app.command("adaptive")
+def adaptive(
+    model: common.Model = "emoji-sd",
+    prompts: Annotated[int, typer.Option(help="Novel prompts.")] = 64,
+    solver: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Schedulers (repeat): ddim, euler, dpmsolver++, or a class. Default: these three."
+        ),
+    ] = None,
+    steps: Annotated[
+        list[int] | None,
+        typer.Option(help="Steps (repeat); 250 is worth a look with ddim. Default: 50 25."),
+    ] = None,
+    policies: Annotated[
+        str,
+        typer.Option(help="Families to measure, by commas: default,paper,zeus,... All if empty."),
+    ] = "",
+    guidance: common.Guidance = 7.5,
+    seed: common.Seed = 0,
+    batch: common.Batch = 16,
+    subset: Annotated[
+        int, typer.Option(help="First prompts, for the oracle and the modes beside the default.")
+    ] = 16,
+    oracle_trials: Annotated[
+        int, typer.Option(help="Oracle: true runs for each prompt and number of calls.")
+    ] = 16,
+    fresh: Annotated[bool, typer.Option(help="Measure again what --out already has.")] = False,
+    out: common.Out = Path("sidestep-adaptive.png"),
+    as_json: common.Json = False,
+) -> None:
+    """Every policy of reuse beside the plain run: PSNR against model calls, and wall-clock.
+
+    Results are kept beside the chart, in a file of the same name ending in .json, after every
+    policy; what is there already is not measured again.
+    """
+    from sidestep.bench import adaptive as suite
+    from sidestep.bench import adaptive_report as report
+    from sidestep.report.pictures import check_writable
+
+    counts = steps or [50, 25]
+    common.check_run(
+        guidance=guidance, seed=seed, prompts=prompts, batch=batch, steps=min(counts),
+        subset=subset, oracle_trials=oracle_trials,
+    )  # fmt: skip
+    check_writable(out)
+    document = suite.run(
+        settings=suite.Settings(
+            model=model, prompts=prompts, guidance=guidance, seed=seed, batch=batch, subset=subset
+        ),
+        solvers=solver or suite.SOLVERS, steps=counts, chosen=[p for p in policies.split(",") if p],
+        oracle_trials=oracle_trials, state=out.with_suffix(".json"), fresh=fresh,
+    )  # fmt: skip
+    pictures = report.draw(document, out)
+    document["pictures"] = [str(picture) for picture in pictures]
+    if as_json:
+        common.print_json(document)
+        return
+    report.print_report(document)
+    print(f"charts: {', '.join(map(str, pictures))}; results: {out.with_suffix('.json')}")

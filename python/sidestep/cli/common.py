@@ -58,8 +58,21 @@ Steps = Annotated[int, typer.Option(help="Steps of the sampler.")]
 Guidance = Annotated[float, typer.Option(help="Classifier-free guidance scale.")]
 Seed = Annotated[int, typer.Option(help="Image i starts from seed + i.")]
 Batch = Annotated[int, typer.Option(help="Images a batch.")]
-Threshold = Annotated[float, typer.Option(help="Adaptive: reuse while the criterion is below.")]
-MaxSkip = Annotated[int, typer.Option(help="Adaptive: reuse at most so often in a row.")]
+Mode = Annotated[
+    str | None,
+    typer.Option(help="Adaptive: the criterion. error-control if not given; paper, learned, ..."),
+]
+Threshold = Annotated[
+    float | None,
+    typer.Option(
+        help="Adaptive: reuse while the criterion is below; larger is faster. The mode's own if "
+        "not given."
+    ),
+]
+MaxSkip = Annotated[
+    int | None,
+    typer.Option(help="Adaptive: reuse at most so often in a row. The mode's own if not given."),
+]
 DeviceOption = Annotated[
     Device, typer.Option("--device", help="auto: the GPU if torch sees one, else the CPU.")
 ]
@@ -132,18 +145,20 @@ AgainstSteps = Annotated[
 OutFolder = Annotated[Path, typer.Option(help="The folder to write PNG files into.")]
 
 
-def method_settings(method: Method, threshold: float, max_skip: int) -> Any:
+def method_settings(
+    method: Method, mode: str | None, threshold: float | None, max_skip: int | None
+) -> Any:
     """The settings of a method, or None for the plain loop.
 
     Raises:
         UserError: A setting is out of its range.
     """
-    from sidestep.runtime.methods.adaptive import Adaptive
+    from sidestep.runtime.methods.adaptive import DEFAULT_MODE, Adaptive
 
     if method is Method.serial:
         return None
     try:
-        return Adaptive(threshold=threshold, max_skip=max_skip)
+        return Adaptive(mode=mode or DEFAULT_MODE, threshold=threshold, max_skip=max_skip)
     except ValueError as error:
         raise UserError(str(error)) from error
 

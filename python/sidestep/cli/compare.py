@@ -27,8 +27,9 @@ def compare(
     guidance: common.Guidance = 7.5,
     seed: common.Seed = 0,
     batch: common.Batch = 16,
-    threshold: common.Threshold = 0.01,
-    max_skip: common.MaxSkip = 4,
+    mode: common.Mode = None,
+    threshold: common.Threshold = None,
+    max_skip: common.MaxSkip = None,
     dtype: common.DtypeOption = Dtype.float32,
     device: common.DeviceOption = Device.auto,
     out: common.Out = Path("sidestep-compare.png"),
@@ -49,7 +50,7 @@ def compare(
         guidance=guidance, seed=seed, steps=steps, batch=batch, against_steps=baseline_steps
     )
     texts = common.gather_prompts(prompts, prompt_file, default="novel")
-    settings = common.method_settings(method, threshold, max_skip)
+    settings = common.method_settings(method, mode, threshold, max_skip)
     check_writable(out)
     pipe = load_pipeline(model, getattr(torch, dtype.value), device.value)
     plain = Job(
@@ -61,7 +62,7 @@ def compare(
         "compare", pipe, [plain, chosen], texts, guidance=guidance, seed=seed, batch=batch
     )
     results = [_result(run, runs[0], min(batch, len(texts))) for run in runs]
-    files = _draw(runs, texts, out, threshold)
+    files = _draw(runs, texts, out, settings)
     if as_json:
         common.print_json(
             {
@@ -98,7 +99,7 @@ def _result(run: Run, plain: Run, batch: int) -> dict[str, Any]:
     }
 
 
-def _draw(runs: list[Run], texts: list[str], out: Path, threshold: float) -> list[Path]:
+def _draw(runs: list[Run], texts: list[str], out: Path, settings: Any) -> list[Path]:
     from sidestep.report.pictures import calls_chart, picture_grid, save_figure
 
     plain, chosen = runs
@@ -110,7 +111,7 @@ def _draw(runs: list[Run], texts: list[str], out: Path, threshold: float) -> lis
     files = [out]
     if chosen.called is not None and chosen.criterion is not None:
         chart = out.with_name(f"{out.stem}-calls{out.suffix}")
-        save_figure(calls_chart(chosen.called, chosen.criterion, threshold, texts), chart)
+        save_figure(calls_chart(chosen.called, chosen.criterion, settings.threshold, texts), chart)
         files.append(chart)
     return files
 

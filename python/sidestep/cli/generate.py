@@ -21,8 +21,9 @@ def generate(
     guidance: common.Guidance = 7.5,
     seed: common.Seed = 0,
     batch: common.Batch = 16,
-    threshold: common.Threshold = 0.01,
-    max_skip: common.MaxSkip = 4,
+    mode: common.Mode = None,
+    threshold: common.Threshold = None,
+    max_skip: common.MaxSkip = None,
     dtype: common.DtypeOption = Dtype.float32,
     device: common.DeviceOption = Device.auto,
     out: common.OutFolder = Path("sidestep-pictures"),
@@ -36,7 +37,7 @@ def generate(
 
     common.check_run(guidance=guidance, seed=seed, steps=steps, batch=batch)
     texts = common.gather_prompts(prompts, prompt_file, default="novel")
-    settings = common.method_settings(method, threshold, max_skip)
+    settings = common.method_settings(method, mode, threshold, max_skip)
     check_folder(out)
     pipe = load_pipeline(model, getattr(torch, dtype.value), device.value)
     job = Job(label=method.value, method=settings, solver=solver, grid=grid, steps=steps)

@@ -182,7 +182,7 @@ def calls_chart(
         bottom.plot(x, np.where(row > 0, row, np.nan), color=BLUE, alpha=0.25, linewidth=0.7)
     bottom.axhline(threshold, color=ORANGE, linewidth=1.2, label=f"threshold {threshold:g}")
     bottom.set(yscale="log", xlabel="step", xlim=(0, steps))
-    bottom.set_ylabel("third-order difference / step size", fontsize=8)
+    bottom.set_ylabel("criterion", fontsize=8)
     bottom.legend(fontsize=7, frameon=False)
     bottom.tick_params(labelsize=7)
     for side in ("top", "right"):

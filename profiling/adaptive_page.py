@@ -1,0 +1,127 @@
+"""Regenerates docs/results/adaptive.{json,md,png}: every policy of reuse at equal model calls.
+
+    python profiling/adaptive_page.py            # all of it; goes on where it was interrupted
+    python profiling/adaptive_page.py --reuse    # only the page and chart, from the JSON
+
+Two processes of one thread each share the schedulers and steps; each keeps its results in
+build/adaptive. On two idle cores about 40 minutes for 50 and 25 steps, and 10 more for 250 steps,
+which are measured for DDIM and few policies.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from sidestep.bench import adaptive_report as report
+from sidestep.bench.adaptive import SOLVERS, write
+
+RESULTS = Path(__file__).resolve().parent.parent / "docs" / "results"
+PARTS = RESULTS.parent.parent / "build" / "adaptive"
+COMMAND = ["bench", "adaptive"]
+LONG = "default,paper,uniform-linear,fewer-steps"
+"""Families that are measured at 250 steps."""
+
+LESS = ["--subset", "8", "--oracle-trials", "8"]
+"""Of the oracle and the modes beside the default, which decide nothing."""
+
+JOBS = [
+    *(["--solver", s, "--steps", n] for n in ("50", "25") for s in SOLVERS),
+    ["--solver", "ddim", "--steps", "250", "--policies", LONG],
+]
+FULL = "| policy | setting | calls | fewer calls | PSNR | 10th percentile | SSIM | wall-clock |"
+
+
+def measure(options: list[str]) -> Path:
+    """One run of the command line; returns its document."""
+    picture = PARTS / f"{options[1]}-{options[3]}.png"
+    command = [sys.executable, "-m", "sidestep", *COMMAND, *options, *LESS, "--out", str(picture)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    subprocess.run(command, stdout=subprocess.DEVNULL, check=True, env=environment)
+    return picture.with_suffix(".json")
+
+
+def merged(files: list[Path]) -> dict[str, Any]:
+    """One document of several that differ in what they measured only."""
+    first, *others = (json.loads(file.read_text()) for file in files)
+    for other in others:
+        first["results"] += other["results"]
+    return first
+
+
+def equal(document: dict[str, Any], solver: str, steps: int, images: int | None) -> list[str]:
+    """The table at equal calls, over all images or over the oracle's."""
+    columns = [f"{n} calls ({steps / n:.1f}x)" for n in report.equal_calls(steps)]
+    lines = [f"| policy | {' | '.join(columns)} |", "|---" * (1 + len(columns)) + "|"]
+    for family, cells in report.compared(document, solver, steps, images).items():
+        name = f"**{family}**" if family == "default" else family
+        lines.append(f"| {name} | {' | '.join(map(report.cell, cells))} |")
+    return lines
+
+
+def everything(document: dict[str, Any], solver: str, steps: int) -> list[str]:
+    """Every setting that was measured."""
+    lines = [FULL, "|---" * 8 + "|"]
+    for family, results in report.by_family(document, solver, steps).items():
+        for r in results:
+            lines.append(
+                f"| {family} | {r['setting']} | {r['calls']:.1f} | {r['ratio']:.2f}x "
+                f"| {r['psnr']:.1f} | {r['psnr_p10']:.1f} | {r['ssim']:.3f} "
+                f"| {report.number(r['speedup'], '.2f')} |"
+            )
+    return lines
+
+
+def page(document: dict[str, Any]) -> str:
+    """The page: targets, the tables at equal calls, and below them every setting."""
+    environment = document["environment"]
+    lines = [
+        "# Reusing model calls: every policy at equal calls, on emoji-sd",
+        "",
+        f"Made by `python profiling/adaptive_page.py` (`sidestep {' '.join(COMMAND)}` for each "
+        f"scheduler and number of steps): {len(document['prompts'])} novel prompts, guidance "
+        f"{document['guidance']}, batch {document['batch']}, fp32; {environment['cpu']}, "
+        f"{environment['threads']} threads, torch {environment['torch']}, diffusers "
+        f"{environment['diffusers']}. PSNR and SSIM to the same scheduler run in full. The "
+        "settings of a policy are in `python/sidestep/bench/adaptive_grid.py`, the policies in "
+        "`adaptive_policies.py` beside it, the oracle in `adaptive_oracle.py`.",
+        "",
+        "![PSNR against model calls](adaptive.png)",
+        "",
+        "![The same on the first prompts, with the oracle and the modes](adaptive-first.png)",
+        "",
+        "Tables: mean PSNR / 10th percentile in dB at equal calls per image, interpolated "
+        "between the best settings of each policy; `-` is outside what was measured of it.",
+        "",
+        *(f"- {line}" for line in report.targets(document)),
+    ]
+    for solver, steps in report.settings(document):
+        lines += ["", f"## {solver}, {steps} steps", "", *equal(document, solver, steps, None)]
+        images = report.subset(document, solver, steps)
+        if images is not None:
+            lines += ["", f"The same on the first {images} prompts, with the oracle and modes:", ""]
+            lines += equal(document, solver, steps, images)
+        lines += ["", "<details><summary>every setting</summary>", ""]
+        lines += [*everything(document, solver, steps), "", "</details>"]
+    return "\n".join([*lines, ""])
+
+
+def main() -> None:
+    """Measures unless told to reuse, and writes the files."""
+    saved = RESULTS / "adaptive.json"
+    if "--reuse" not in sys.argv[1:]:
+        PARTS.mkdir(parents=True, exist_ok=True)
+        with ThreadPoolExecutor(2) as pool:
+            write(merged(list(pool.map(measure, JOBS))), saved)
+    document = json.loads(saved.read_text())
+    report.draw(document, RESULTS / "adaptive.png")
+    (RESULTS / "adaptive.md").write_text(page(document))
+
+
+if __name__ == "__main__":
+    main()
