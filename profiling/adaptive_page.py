@@ -1,6 +1,7 @@
 """Regenerates docs/results/adaptive.{json,md,png}: every policy of reuse at equal model calls.
 
     python profiling/adaptive_page.py            # all of it; goes on where it was interrupted
+    python profiling/adaptive_page.py --quick    # 16 prompts and the main policies, 15 minutes
     python profiling/adaptive_page.py --reuse    # only the page and chart, from the JSON
 
 Two processes of one thread each share the schedulers and steps; each keeps its results in
@@ -27,8 +28,8 @@ COMMAND = ["bench", "adaptive"]
 LONG = "default,paper,uniform-linear,fewer-steps"
 """Families that are measured at 250 steps."""
 
-LESS = ["--subset", "8", "--oracle-trials", "8"]
-"""Of the oracle and the modes beside the default, which decide nothing."""
+QUICK = "default,paper,uniform-hold,uniform-linear,zeus,sada,fewer-steps"
+"""Families of the quick comparison."""
 
 JOBS = [
     *(["--solver", s, "--steps", n] for n in ("50", "25") for s in SOLVERS),
@@ -37,10 +38,16 @@ JOBS = [
 FULL = "| policy | setting | calls | fewer calls | PSNR | 10th percentile | SSIM | wall-clock |"
 
 
+QUICKLY = "--quick" in sys.argv
+"""Leaves out three quarters of the prompts, what decides nothing, and the 250 steps."""
+
+
 def measure(options: list[str]) -> Path:
     """One run of the command line; returns its document."""
     picture = PARTS / f"{options[1]}-{options[3]}.png"
-    command = [sys.executable, "-m", "sidestep", *COMMAND, *options, *LESS, "--out", str(picture)]
+    command = [sys.executable, "-m", "sidestep", *COMMAND, *options]
+    command += ["--prompts", "16", "--policies", QUICK] if QUICKLY else []
+    command += ["--out", str(picture)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     subprocess.run(command, stdout=subprocess.DEVNULL, check=True, env=environment)
     return picture.with_suffix(".json")
@@ -93,8 +100,7 @@ def page(document: dict[str, Any]) -> str:
         "",
         "![PSNR against model calls](adaptive.png)",
         "",
-        "![The same on the first prompts, with the oracle and the modes](adaptive-first.png)",
-        "",
+        *_first(document),
         "Tables: mean PSNR / 10th percentile in dB at equal calls per image, interpolated "
         "between the best settings of each policy; `-` is outside what was measured of it.",
         "",
@@ -111,13 +117,21 @@ def page(document: dict[str, Any]) -> str:
     return "\n".join([*lines, ""])
 
 
+def _first(document: dict[str, Any]) -> list[str]:
+    """The chart of the first prompts, where the oracle was searched."""
+    if not any(report.subset(document, *pair) for pair in report.settings(document)):
+        return []
+    return ["![The same on the first prompts, with oracle and modes](adaptive-first.png)", ""]
+
+
 def main() -> None:
     """Measures unless told to reuse, and writes the files."""
     saved = RESULTS / "adaptive.json"
     if "--reuse" not in sys.argv[1:]:
         PARTS.mkdir(parents=True, exist_ok=True)
         with ThreadPoolExecutor(2) as pool:
-            write(merged(list(pool.map(measure, JOBS))), saved)
+            jobs = JOBS[:-1] if QUICKLY else JOBS
+            write(merged(list(pool.map(measure, jobs))), saved)
     document = json.loads(saved.read_text())
     report.draw(document, RESULTS / "adaptive.png")
     (RESULTS / "adaptive.md").write_text(page(document))

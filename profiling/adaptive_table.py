@@ -27,7 +27,8 @@ def measure(prompts: str, solver: str, steps: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         command = [
             sys.executable, "-m", "sidestep", "compare", "--prompts", prompts, "--solver", solver,
-            "--steps", str(steps), "--method", "adaptive", "--mode", "paper", "--json", "--out", f"{folder}/p.png",
+            "--steps", str(steps), "--method", "adaptive", "--mode", "paper", "--json",
+            "--out", f"{folder}/p.png",
         ]  # fmt: skip
         done = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True)
     document = json.loads(done.stdout)

@@ -119,8 +119,10 @@ class Call:
             output = arguments.evaluate()
             if sizes is not None and sample is not None:
                 sizes.add(len(sample))
-            if self.held is not None and sample is not None and self.held.fits(sample, output):
-                self.held.put(output, range(len(sample)), step)
+            another = self.steady and not self.is_for(arguments.condition)
+            held = None if another else self.held  # nothing of another prompt is extrapolated from
+            if held is not None and sample is not None and held.fits(sample, output):
+                held.put(output, range(len(sample)), step)
             else:
                 self.held = HeldOutput.of(sample, output, history, step)
         elif compute:

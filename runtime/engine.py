@@ -12,6 +12,7 @@ next call is decided in `csrc/core/row_scheduler.cpp`, on numbers; the tensors a
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -21,7 +22,13 @@ from torch import Tensor
 
 from sidestep.kernels.checks import MAX_BRANCHES, MAX_REGISTERS
 from sidestep.kernels.core import QueueFull, RowScheduler
-from sidestep.runtime.engine_check import check_live, check_output, check_request, check_settings
+from sidestep.runtime.engine_check import (
+    check_batch,
+    check_live,
+    check_output,
+    check_request,
+    check_settings,
+)
 from sidestep.runtime.engine_conditioning import Groups, gather
 from sidestep.runtime.engine_request import Batch, Request, Result, Status
 from sidestep.runtime.engine_rows import Live, Row
@@ -33,6 +40,7 @@ __all__ = ["Batch", "Engine", "QueueFull", "Request", "Result"]
 
 BUCKETS = (1, 2, 4, 8, 16, 32)
 _DONE, _LAST = 2, 3  # sidestep_row_state of scheduler.h
+_numbers = itertools.count()
 
 
 class Engine:
@@ -110,6 +118,7 @@ class Engine:
         self._rows: list[Row | None] = [None] * self.capacity  # by slot
         self._results: list[Result] = []
         self._lock, self._turning = threading.RLock(), ""
+        self._number = next(_numbers)
 
     # -- what the host knows beforehand ---------------------------------------------------------
 
@@ -222,16 +231,18 @@ class Engine:
         failed before changes nothing.
 
         Raises:
-            ValueError: The output has another shape or device. Nothing was changed: the batch can
-                be completed again, or failed.
+            ValueError: The output has another shape or device, or the batch is another engine's.
+                Nothing was changed: the batch can be completed again, or failed.
             TypeError: It has another dtype.
         """
+        check_batch(batch, self._number, "complete")
         check_output(output, len(batch), self.shape, self.dtype, self.device)
+        # a copy where the output is a slice of more channels, or expanded
+        flat = output.detach().reshape(len(batch), self._state.size).contiguous()
         with self._turn("complete"):
             completed = self._scheduler.complete(batch.ticket)
             if not completed:
                 return
-            flat = output.detach().reshape(len(batch), self._state.size)
             starts = [batch.branches.index(g) for g in range(1 + max(batch.branches))]
             places = {}
             for _, _, slot, _, position in completed:
@@ -249,7 +260,12 @@ class Engine:
                 self._advance(skipping, self._state.reuse)
 
     def fail(self, batch: Batch, error: Exception) -> None:
-        """The model call failed, and with it the requests that have rows in this batch."""
+        """The model call failed, and with it the requests that have rows in this batch.
+
+        Raises:
+            ValueError: The batch is another engine's.
+        """
+        check_batch(batch, self._number, "fail")
         with self._turn("fail"):
             self._fail(batch.ticket, error)
 
@@ -300,6 +316,7 @@ class Engine:
             for row, branch in zip(members, branches, strict=True)
         ]
         return Batch(
+            engine=self._number,
             ticket=ticket,
             size=size,
             x=x,

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from sidestep.kernels.checks import MODEL_DTYPES
-from sidestep.runtime.engine_request import Request
+from sidestep.runtime.engine_request import Batch, Request
 from sidestep.runtime.engine_rows import Live
 from sidestep.runtime.methods.criterion import Method
 from sidestep.runtime.plan import Plan
@@ -88,6 +88,18 @@ def check_live(live: Live, branches: int, history: int) -> None:
         raise ValueError(
             f"Engine.submit: the method looks back on {criterion.history} outputs, "
             f"expected at least 1 and at most the engine's history of {history}"
+        )
+
+
+def check_batch(batch: Batch, engine: int, name: str) -> None:
+    """Refuses a batch of another engine, whose ticket says nothing here.
+
+    Raises:
+        ValueError: It is one.
+    """
+    if batch.engine != engine:
+        raise ValueError(
+            f"Engine.{name}: the batch belongs to another engine, expected one of this engine's"
         )
 
 

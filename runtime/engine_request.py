@@ -59,6 +59,7 @@ class Batch:
     entries beyond ``size`` repeat entry 0; their outputs are not looked at.
 
     Attributes:
+        engine: The number of the engine that it belongs to.
         ticket: The number of this batch.
         size: Entries that are not padding.
         x: ``[N, *shape]``, scaled as the model expects it; N is one of the engine's buckets.
@@ -70,6 +71,7 @@ class Batch:
         steps: ``[N]`` the step of its plan.
     """
 
+    engine: int
     ticket: int
     size: int
     x: Tensor

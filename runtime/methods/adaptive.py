@@ -29,7 +29,8 @@ class Adaptive:
             0.01, the modes' own make about 25 calls of 50 DDIM steps of the bundled model.
         max_skip: Most skips in a row. In mode ``"paper"`` the first run may be 5 long.
         reuse: What a skipped step goes on with, of the outputs computed before it: ``"hold"``,
-            ``"linear"``, ``"quadratic"`` or ``"interleave"`` (`sidestep.runtime.methods.reuse`).
+            ``"linear"``, ``"quadratic"``, ``"interleave"``, or, in mode ``"error-control"`` only,
+            ``"damped"`` (`sidestep.runtime.methods.reuse`).
         warm_up: First steps, always computed.
         protect_last: Last steps, always computed where the host says how many there are.
         debt: Whether the criterion's values add up over a run of skips.

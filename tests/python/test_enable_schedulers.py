@@ -11,6 +11,7 @@ from tiny_pipelines import BETAS, generate, tiny_sd
 
 from sidestep.adapters.enable import enable
 from sidestep.adapters.refusals import refuse_unsuitable
+from sidestep.runtime.methods.adaptive import Adaptive
 
 TWICE = "calls the model twice a step"
 NOISE = "adds noise at every step"
@@ -90,6 +91,18 @@ def test_what_works(name: str) -> None:
     with enable(pipe, Pattern("###.#..#", weights=(2.0, -1.0))) as handle:
         assert generate(pipe, [1, 2], steps=steps).isfinite().all()
         assert marks(handle) == ["###.#..#"] * 2
+
+
+def test_the_default_method_without_lambda_says_that_it_skips_nothing() -> None:
+    pipe = tiny_sd()
+    pipe.scheduler = diffusers.IPNDMScheduler()
+    with enable(pipe) as handle:
+        generate(pipe, [1], steps=8)
+        note = handle.summary().note
+        assert note.startswith("nothing was skipped: of 8 calls") and "by criterion" in note
+    with enable(pipe, Adaptive(threshold=0.5)) as handle:
+        generate(pipe, [1], steps=12)
+        assert "." in marks(handle)[0]
 
 
 def test_runge_kutta_steps_are_refused_and_named() -> None:

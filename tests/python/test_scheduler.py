@@ -77,6 +77,22 @@ def test_state_is_fp32_under_half_precision(dtype: torch.dtype) -> None:
     assert torch.equal(result, expected.to(dtype))
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
+def test_the_default_dtype_is_no_matter(dtype: torch.dtype) -> None:
+    def result() -> torch.Tensor:
+        scheduler = SidestepScheduler(**SD, solver="sde-dpmsolver++2m")
+        scheduler.set_timesteps(5)
+        return _loop(scheduler, x, generator=torch.Generator().manual_seed(2))
+
+    x = torch.randn(2, 4, 3, 3, generator=torch.Generator().manual_seed(1))
+    expected = result()
+    torch.set_default_dtype(dtype)
+    try:
+        assert torch.equal(result(), expected)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
 def test_latents_changed_between_steps_are_taken_up() -> None:
     scheduler = SidestepScheduler(**SD)
     x = torch.randn(1, 4, 4, 4, generator=torch.Generator().manual_seed(1))

@@ -22,7 +22,6 @@ class Case:
         probed: Rows of that submodule for each row of the model's batch (frames).
         guided: Copies of every sample in the model's batches of one step.
         calls: Model calls of one step with guidance.
-        skipping: A threshold of the paper's criterion at which prompts differ, None to leave out.
         networks: Where the probe is looked for.
     """
 

@@ -189,6 +189,10 @@ def test_a_mode_fills_in_what_was_left_out(mode: str) -> None:
         ({"warm_up": 0}, "warm_up is 0, expected a whole number >= 1"),
         ({"protect_last": -1}, "protect_last is -1, expected a whole number >= 0"),
         ({"mode": "windowed", "reuse": "cubic"}, "reuse is 'cubic', expected one of: 'hold'"),
+        (
+            {"mode": "features", "reuse": "damped"},
+            "reuse='damped' needs the measured error of mode",
+        ),
         ({"mode": "paper", "reuse": "linear"}, "mode 'paper' is the published program, with reuse"),
         ({"mode": "paper", "debt": True}, "debt=False only, got True"),
     ],

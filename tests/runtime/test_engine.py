@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -235,6 +236,40 @@ def test_odd_sizes_and_half_precision(shape: tuple[int, ...], dtype: torch.dtype
         alone.submit(request)
         (expected,) = run(alone, lambda batch: model(batch).to(dtype)).values()
         assert torch.equal(results[id].x, expected.x)
+
+
+@pytest.mark.parametrize(
+    "laid_out",
+    [
+        lambda u: torch.cat([u, u + 1.0], dim=1)[:, :3],  # learned variances beside the prediction
+        lambda u: u.transpose(1, 2).contiguous().transpose(1, 2),
+    ],
+    ids=["slice", "transposed"],
+)
+@pytest.mark.parametrize("method", [None, Adaptive(mode="paper", threshold=0.3)])
+def test_outputs_may_lie_in_memory_as_they_like(laid_out: Any, method: Any) -> None:
+    plan = plan_of("ddim", 6)
+    request = Request(plan, latents(1, 3), conditioning(1, 3, 1), method=method)
+    engine = Engine(SHAPE)
+    engine.submit(request)
+    (result,) = run(engine, lambda batch: laid_out(model(batch))).values()
+    assert result.error is None and torch.equal(result.x, solo(request).x)
+
+
+def test_batches_of_two_engines_are_told_apart() -> None:
+    request = Request(plan_of("ddim", 4), latents(1, 2), conditioning(1, 2, 1))
+    first, second = Engine(SHAPE), Engine(SHAPE)
+    first.submit(request)
+    second.submit(replace(request, x=latents(2, 2)))
+    batch, other = first.next(), second.next()
+    assert batch is not None and other is not None and batch.ticket == other.ticket
+    with pytest.raises(ValueError, match=r"Engine.complete: the batch belongs to another engine"):
+        first.complete(other, model(other))
+    with pytest.raises(ValueError, match=r"Engine.fail: the batch belongs to another engine"):
+        second.fail(batch, RuntimeError("out of memory"))
+    first.complete(batch, model(batch))
+    (result,) = run(first).values()
+    assert torch.equal(result.x, loop(request))
 
 
 def test_noise_is_asked_for_once_and_in_order() -> None:

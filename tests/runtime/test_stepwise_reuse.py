@@ -251,6 +251,17 @@ def test_a_prompt_that_changes_is_computed() -> None:
     assert driver.summary().reasons[0] == ("warm-up", "skipped", "skipped")
 
 
+def test_outputs_for_another_prompt_are_not_extrapolated_from() -> None:
+    prompts = [torch.zeros(2, 5, 3), torch.ones(2, 5, 3)]
+    line = [(2.0, -1.0)] * 2
+    driver = Stepwise(Script(["##", "##", "..", "..", ".."], {k: line for k in (2, 3, 4)}))
+    for k, prompt in enumerate([0, 0, 1, 1, 1]):
+        output = driver.predict(lambda x, t, c: 2 * x, (latents(k), k, prompts[prompt]), {})
+        driver.observe(latents(k), latents(k + 1))
+    assert driver.summary().reasons[1][2:] == ("prompt changed", "no output to reuse", "skipped")
+    assert torch.equal(output[1], 2 * u(3, 1) - u(2, 1))
+
+
 def test_a_compiled_model_is_given_sizes_it_knows() -> None:
     driver, sizes = Stepwise(Script(["###", "#..", ".##", "..."])), []
 

@@ -94,9 +94,7 @@ class NoiseGuard:
 
     def _states(self) -> list[Tensor]:
         states = [generator.get_state() for generator in self.generators]
-        if (
-            states
-        ):  # a step that was given generators draws from them, and other threads from torch's
+        if states:  # the step draws from these, and other threads may from torch's
             return states
         states.append(torch.get_rng_state())
         if self.device.type == "cuda":

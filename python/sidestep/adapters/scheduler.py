@@ -273,7 +273,10 @@ class _State:
         noise = None
         for j in range(int(np.asarray(self.plan.draws)[self.step])):
             drawn = randn_tensor(
-                tuple(self.shape), generator=generator, device=self.fused.registers.device
+                tuple(self.shape),
+                generator=generator,
+                device=self.fused.registers.device,
+                dtype=torch.float32,
             )
             noise = drawn.flatten(1) if j == used else noise
         return noise

@@ -9,7 +9,7 @@ from sidestep.runtime.methods.adaptive import DEFAULT_MODE, Adaptive
 from sidestep.runtime.methods.criteria import CRITERIA
 from sidestep.runtime.methods.criterion import Method
 
-DEFAULT_FACTORS = (0.25, 0.5, 1.0, 2.0, 4.0)
+DEFAULT_FACTORS = (0.28, 0.5, 1.0, 2.2)
 PAPER_FACTORS = (1.0, 3.0)
 MODE_FACTORS = (1.0, 2.5)
 """What a mode's own threshold is multiplied by in its sweep."""

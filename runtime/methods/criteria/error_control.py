@@ -47,6 +47,7 @@ from sidestep.runtime.methods.criteria.gate import Gate, Gated
 from sidestep.runtime.methods.criterion import Course, Observation
 from sidestep.runtime.methods.reuse import HISTORY, reuse_weights, straightness
 from sidestep.runtime.predictions import find_prediction
+from sidestep.runtime.upload import upload
 
 GROWTH = 0.8
 """q. Guided outputs change along a path between a straight line (1) and a random walk (1/2)."""
@@ -67,7 +68,7 @@ _UNKNOWN_SHARE = 0.5  # of the line's change that comes true, before any was mea
 class ErrorControl(Gated):
     """v as above. Keeps the computed outputs that the reuse rule looks at."""
 
-    DEFAULTS = Gate(threshold=0.008, max_skip=40, warm_up=2, protect_last=2, reuse="damped")
+    DEFAULTS = Gate(threshold=0.009, max_skip=40, warm_up=3, protect_last=2, reuse="damped")
     reads_output = True
 
     def begin(self) -> None:
@@ -86,7 +87,7 @@ class ErrorControl(Gated):
         if not self._errors:
             return None
         wanted = seen.step + 1
-        carried = self._carried[wanted] if wanted < len(self._carried) else 1.0
+        carried = self._carried[min(wanted, len(self._carried) - 1)]
         reach = [carried * _reach(steps, wanted) for steps in self._steps]
         error = torch.stack(self._errors).mean(0).sqrt()
         return self._size * (error * USUAL).sqrt() * _per_row(reach, error)
@@ -155,12 +156,14 @@ def _share(
 
 
 def carried_error(course: Course) -> Sequence[float]:
-    """``(K / 50)^(3/4) S_k g_k`` of every step; empty, for 1, where lambda is not known.
+    """``(K / 50)^(3/4) S_k g_k`` of every step.
 
-    An unknown prediction type counts as epsilon. The last step ends at the clean picture.
+    An unknown prediction type counts as epsilon. The last step ends at the clean picture. Where
+    lambda is not known every step counts alike, ``S_k g_k = 1 / K``, about their mean for epsilon.
     """
     if course.log_snr is None:
-        return ()
+        steps = course.steps or 50
+        return [(steps / 50) ** 0.75 / steps] * steps
     snr = np.append(np.asarray(course.log_snr, dtype=np.float64), math.inf)
     prediction = find_prediction(course.prediction or "epsilon")
     share = (len(course.log_snr) / 50) ** 0.75
@@ -189,7 +192,8 @@ def _push(
 
 
 def _per_row(values: Sequence[float] | Sequence[bool], like: Tensor) -> Tensor:  # [rows]
-    return torch.tensor(values, device=like.device)
+    dtype = torch.bool if values and isinstance(values[0], bool) else torch.float32
+    return upload(values, dtype, like.device)
 
 
 def _broadcast(values: Tensor, like: Tensor) -> Tensor:  # [rows] -> [rows, 1, ...]

@@ -64,7 +64,15 @@ class Gated(ABC):
 
         Args:
             gate: The settings.
+
+        Raises:
+            ValueError: The slope is to be damped, and the criterion does not say by how much.
         """
+        if gate.reuse == "damped" and type(self).shares is Gated.shares:
+            raise ValueError(
+                "Adaptive: reuse='damped' needs the measured error of mode 'error-control', "
+                "expected 'linear' or another rule"
+            )
         self.gate = gate
         self.history = HISTORY[gate.reuse]
         self.course = Course(rows=0)
