@@ -87,10 +87,11 @@ def everything(document: dict[str, Any], solver: str, steps: int) -> list[str]:
 def page(document: dict[str, Any]) -> str:
     """The page: targets, the tables at equal calls, and below them every setting."""
     environment = document["environment"]
+    quick = " --quick" if len(document["prompts"]) < 64 else ""
     lines = [
         "# Reusing model calls: every policy at equal calls, on emoji-sd",
         "",
-        f"Made by `python profiling/adaptive_page.py` (`sidestep {' '.join(COMMAND)}` for each "
+        f"Made by `python profiling/adaptive_page.py{quick}` (`sidestep {' '.join(COMMAND)}` for each "
         f"scheduler and number of steps): {len(document['prompts'])} novel prompts, guidance "
         f"{document['guidance']}, batch {document['batch']}, fp32; {environment['cpu']}, "
         f"{environment['threads']} threads, torch {environment['torch']}, diffusers "
