@@ -91,8 +91,8 @@ def page(document: dict[str, Any]) -> str:
     lines = [
         "# Reusing model calls: every policy at equal calls, on emoji-sd",
         "",
-        f"Made by `python profiling/adaptive_page.py{quick}` (`sidestep {' '.join(COMMAND)}` for each "
-        f"scheduler and number of steps): {len(document['prompts'])} novel prompts, guidance "
+        f"Made by `python profiling/adaptive_page.py{quick}` (`sidestep {' '.join(COMMAND)}` for "
+        f"each scheduler and number of steps): {len(document['prompts'])} novel prompts, guidance "
         f"{document['guidance']}, batch {document['batch']}, fp32; {environment['cpu']}, "
         f"{environment['threads']} threads, torch {environment['torch']}, diffusers "
         f"{environment['diffusers']}. PSNR and SSIM to the same scheduler run in full. The "
