@@ -44,10 +44,15 @@ import torch
 from torch import Tensor
 
 from sidestep.runtime.methods.criteria.gate import Gate, Gated
+from sidestep.runtime.methods.criteria.outputs import (
+    ComputedOutputs,
+    broadcast,
+    per_row,
+    push,
+)
 from sidestep.runtime.methods.criterion import Course, Observation
 from sidestep.runtime.methods.reuse import HISTORY, reuse_weights, straightness
 from sidestep.runtime.predictions import find_prediction
-from sidestep.runtime.upload import upload
 
 GROWTH = 0.8
 """q. Guided outputs change along a path between a straight line (1) and a random walk (1/2)."""
@@ -74,8 +79,7 @@ class ErrorControl(Gated):
     def begin(self) -> None:
         """Forgets the outputs and the errors."""
         self._carried = carried_error(self.course)
-        self._outputs: list[Tensor] = []  # computed ones, [rows, ...] fp32 each, newest first
-        self._steps: list[list[int]] = [[] for _ in range(self.course.rows)]  # theirs
+        self._kept = ComputedOutputs(self.course.rows, HISTORY[self.gate.reuse])
         self._errors: list[Tensor] = []  # e^2 of one step each, [rows] fp32 each, newest first
         self._size = self._share = torch.empty(0)  # rms(u_b); of the slope that came true: [rows]
 
@@ -88,9 +92,9 @@ class ErrorControl(Gated):
             return None
         wanted = seen.step + 1
         carried = self._carried[min(wanted, len(self._carried) - 1)]
-        reach = [carried * _reach(steps, wanted) for steps in self._steps]
+        reach = [carried * _reach(steps, wanted) for steps in self._kept.steps]
         error = torch.stack(self._errors).mean(0).sqrt()
-        return self._size * (error * USUAL).sqrt() * _per_row(reach, error)
+        return self._size * (error * USUAL).sqrt() * per_row(reach, error)
 
     def shares(self) -> list[Tensor]:
         """How much of the last change the line had foretold, where it is damped."""
@@ -98,45 +102,36 @@ class ErrorControl(Gated):
 
     def damp(self, row: int, wanted: int, share: float) -> float:
         """The damping of the slope: what the last change says, or more on a short reach."""
-        return max(share, straightness(self._steps[row], wanted, self.course))
+        return max(share, straightness(self._kept.steps[row], wanted, self.course))
 
     def _take(self, output: Tensor, seen: Observation) -> None:
         """Compares the computed outputs with what would have been reused, and keeps them."""
-        fresh = _per_row(list(seen.computed), output)
+        fresh = per_row(seen.computed, output)
         size = output.square().flatten(1).mean(1).sqrt()
         share = torch.full_like(size, _UNKNOWN_SHARE)
-        if self._outputs:
-            moved = output - self._outputs[0]
+        if self._kept.outputs:
+            moved = output - self._kept.outputs[0]
             foretold = self._foretold(seen.step)
-            missed = moved - _broadcast(self._damping(seen.step), moved) * foretold
-            reach = [max(1, seen.step - s[0]) ** GROWTH for s in self._steps]
-            error = missed.square().flatten(1).mean(1).sqrt() / (_per_row(reach, size) * size)
-            self._errors = _push(self._errors, error.square(), fresh)[:_REMEMBERED]
+            missed = moved - broadcast(self._damping(seen.step), moved) * foretold
+            reach = [gap**GROWTH for gap in self._kept.gaps(seen.step)]
+            error = missed.square().flatten(1).mean(1).sqrt() / (per_row(reach, size) * size)
+            self._errors = push(self._errors, error.square(), fresh)[:_REMEMBERED]
             size = torch.where(fresh, size, self._size)
             share = torch.where(fresh, _share(moved, foretold), self._share)
-        history = HISTORY[self.gate.reuse]
         self._size, self._share = size, share
-        self._outputs = _push(self._outputs, output, fresh)[:history]
-        self._steps = [
-            [seen.step, *steps[: max(history, 2) - 1]] if computed else steps
-            for steps, computed in zip(self._steps, seen.computed, strict=True)
-        ]
+        self._kept.put(output, seen)
 
     def _foretold(self, step: int) -> Tensor:  # [rows, ...]
         """The change since the newest computed output that the reuse rule puts in for ``step``."""
         rule, snr = self.gate.reuse, self.course.log_snr
-        rows = [reuse_weights(rule, steps, step, snr) for steps in self._steps]
-        terms = []
-        for i, output in enumerate(self._outputs):
-            weight = [(row[i] if i < len(row) else 0.0) - (i == 0) for row in rows]
-            terms.append(_broadcast(_per_row(weight, output), output) * output)
-        return torch.stack(terms).sum(0)
+        rows = [reuse_weights(rule, steps, step, snr) for steps in self._kept.steps]
+        return self._kept.combine([(row[0] - 1, *row[1:]) for row in rows])
 
     def _damping(self, step: int) -> Tensor:  # [rows]
         if self.gate.reuse != "damped":
             return torch.ones_like(self._share)
-        least = [straightness(steps, step, self.course) for steps in self._steps]
-        return torch.maximum(self._share, _per_row(least, self._share))
+        least = [straightness(steps, step, self.course) for steps in self._kept.steps]
+        return torch.maximum(self._share, per_row(least, self._share))
 
 
 def _reach(steps: Sequence[int], wanted: int) -> float:
@@ -178,23 +173,3 @@ def carried_error(course: Course) -> Sequence[float]:
         left = SPREAD / (alpha * math.hypot(SPREAD, noise)) * (LATE_WEIGHT if now > LATE else 1)
         carried.append(share * left * step * abs(slope))
     return carried
-
-
-def _push(
-    kept: list[Tensor],  # [rows, ...] each, newest first
-    new: Tensor,  # [rows, ...]
-    fresh: Tensor,  # [rows] bool
-) -> list[Tensor]:
-    """Puts ``new`` before what is kept of the rows that are fresh; the others stay as they are."""
-    mask = _broadcast(fresh, new)
-    stay = [*kept, kept[-1] if kept else new]
-    return [torch.where(mask, n, o) for n, o in zip([new, *kept], stay, strict=True)]
-
-
-def _per_row(values: Sequence[float] | Sequence[bool], like: Tensor) -> Tensor:  # [rows]
-    dtype = torch.bool if values and isinstance(values[0], bool) else torch.float32
-    return upload(values, dtype, like.device)
-
-
-def _broadcast(values: Tensor, like: Tensor) -> Tensor:  # [rows] -> [rows, 1, ...]
-    return values.view(-1, *[1] * (like.ndim - 1))

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from sidestep.runtime.methods.criteria.gate import Gate, Gated, row_mean
+from sidestep.runtime.methods.criteria.outputs import ComputedOutputs, per_row
 from sidestep.runtime.methods.criterion import Observation
 
 
@@ -26,29 +27,18 @@ class Features(Gated):
 
     def begin(self) -> None:
         """Forgets the outputs."""
-        self._output: Tensor | None = None  # [rows, ...] fp32, of the steps below
+        self._kept = ComputedOutputs(self.course.rows, 1)
         self._change: Tensor | None = None  # v, [rows] fp32
-        self._steps = [0] * self.course.rows
 
     def measure(self, seen: Observation) -> Tensor | None:
         """v of every row; None before its second computed output."""
         assert seen.output is not None
         output = seen.output.float()
-        if self._output is None:
-            self._output = output.clone()
-            return None
-        if any(seen.computed):
-            fresh = torch.tensor(seen.computed, device=output.device)
-            gaps = torch.tensor(
-                [max(1, seen.step - step) for step in self._steps], device=output.device
-            )
-            change = row_mean(output - self._output) / (row_mean(output) * gaps)
+        if self._kept.outputs and any(seen.computed):
+            gaps = per_row(self._kept.gaps(seen.step), output)
+            change = row_mean(output - self._kept.outputs[0]) / (row_mean(output) * gaps)
             old = torch.full_like(change, torch.nan) if self._change is None else self._change
-            self._change = torch.where(fresh, change, old)
-            shape = [len(fresh)] + [1] * (output.ndim - 1)
-            self._output = torch.where(fresh.view(shape), output, self._output)
-            self._steps = [
-                seen.step if computed else step
-                for step, computed in zip(self._steps, seen.computed, strict=True)
-            ]
+            self._change = torch.where(per_row(seen.computed, output), change, old)
+        if any(seen.computed):
+            self._kept.put(output, seen)
         return self._change

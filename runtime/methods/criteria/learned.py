@@ -24,6 +24,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from sidestep.runtime.methods.criteria.gate import Gate, Gated, row_mean
+from sidestep.runtime.methods.criteria.outputs import ComputedOutputs, per_row
 from sidestep.runtime.methods.criterion import Course, Observation
 from sidestep.runtime.methods.reuse import HISTORY, coordinates, reuse_weights
 
@@ -59,8 +60,7 @@ class Signals:
         self.course = course
         self.reuse = reuse
         self._steps: list[Tensor] = []  # d = x_{k+1} - x_k, [rows, ...] fp32, oldest first
-        self._outputs: list[Tensor] = []  # last computed ones, [rows, ...] fp32, newest first
-        self._computed: list[list[int]] = [[] for _ in range(course.rows)]  # their steps
+        self._kept = ComputedOutputs(course.rows, HISTORY[reuse])
         self._error = self._change = torch.empty(0)  # [rows] fp32 each
 
     def put(self, seen: Observation) -> Tensor | None:  # [rows, len(SIGNALS)] fp32
@@ -81,47 +81,30 @@ class Signals:
             self._error,
             self._change,
         ]
-        places = torch.tensor(
-            [self._place(steps, seen.step + 1) for steps in self._computed], device=step.device
-        )  # [rows, 4]
-        return torch.cat([(torch.stack(ratios, 1) + _LEAST).log(), places], 1)
+        places = [self._place(steps, seen.step + 1) for steps in self._kept.steps]  # [rows, 4]
+        return torch.cat([(torch.stack(ratios, 1) + _LEAST).log(), per_row(places, step)], 1)
 
     def _take(self, output: Tensor, seen: Observation) -> None:
         """Compares fresh outputs with what the rule would have given, and keeps them."""
-        fresh = torch.tensor(seen.computed, device=output.device)  # [rows]
-        if not self._outputs:
-            self._outputs = [output.clone() for _ in range(HISTORY[self.reuse])]
+        if not self._kept.outputs:
             self._error = self._change = torch.full_like(output.flatten(1)[:, 0], torch.nan)
         elif any(seen.computed):
-            gaps = [float(seen.step - steps[0]) for steps in self._computed]
+            fresh = per_row(seen.computed, output)
             size = row_mean(output)
             error = row_mean(output - self.foretell(seen.step)) / size
-            change = row_mean(output - self._outputs[0]) / size
-            change = change / torch.tensor(gaps, device=output.device)
+            change = row_mean(output - self._kept.outputs[0]) / size
+            change = change / per_row(self._kept.gaps(seen.step), output)
             self._error = torch.where(fresh, error, self._error)
             self._change = torch.where(fresh, change, self._change)
-            newer = [output, *self._outputs[:-1]]
-            self._outputs = [
-                torch.where(fresh.view(_wide(output)), new, old)
-                for new, old in zip(newer, self._outputs, strict=True)
-            ]
-        for steps, computed in zip(self._computed, seen.computed, strict=True):
-            if computed:
-                steps[:] = [seen.step, *steps[:2]]
+        if any(seen.computed):
+            self._kept.put(output, seen)
 
     def foretell(self, wanted: int) -> Tensor:  # [rows, ...] fp32
         """What the rule puts in the place of the output at step ``wanted``."""
-        outputs = self._outputs
-        weights = torch.tensor(
-            [self._weights(steps, wanted) for steps in self._computed], device=outputs[0].device
-        )  # [rows, history]
-        terms = [w.view(_wide(u)) * u for w, u in zip(weights.unbind(1), outputs, strict=True)]
-        return torch.stack(terms).sum(0)
-
-    def _weights(self, steps: Sequence[int], wanted: int) -> list[float]:
-        """The rule's weights, filled up with zeros to the outputs kept."""
-        weights = reuse_weights(self.reuse, steps, wanted, self.course.log_snr)
-        return [*weights, *[0.0] * (HISTORY[self.reuse] - len(weights))]
+        snr = self.course.log_snr
+        return self._kept.combine(
+            [reuse_weights(self.reuse, steps, wanted, snr) for steps in self._kept.steps]
+        )
 
     def _place(self, steps: Sequence[int], wanted: int) -> list[float]:
         """The signals that depend on where a row's computed steps lie, the last four."""
@@ -133,11 +116,6 @@ class Signals:
             here, spacing = log_snr[wanted], abs(log_snr[wanted] - log_snr[wanted - 1])
         skipped = wanted - steps[0]
         return [math.log(abs(reach) + _LEAST), math.log(skipped), here, math.log(spacing + _LEAST)]
-
-
-def _wide(x: Tensor) -> list[int]:
-    """The shape in which one number a row meets ``x``."""
-    return [-1] + [1] * (x.ndim - 1)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
