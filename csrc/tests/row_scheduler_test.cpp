@@ -1,41 +1,17 @@
 // Drives the row scheduler as a C++ host does: through scheduler.h alone. Run by ctest.
 #include <algorithm>
-#include <atomic>
 #include <cstdint>
-#include <cstdio>
-#include <cstdlib>
 #include <cstring>
 #include <map>
-#include <new>
 #include <random>
 #include <set>
 #include <thread>
 #include <vector>
 
+#include "expect.h"
 #include "sidestep/scheduler.h"
 
 namespace {
-std::atomic<int> g_allocations{0};
-}  // namespace
-
-// Counts every allocation of the process, the library's included.
-void* operator new(size_t size) {
-  ++g_allocations;
-  if (void* memory = std::malloc(size)) return memory;
-  throw std::bad_alloc();
-}
-void operator delete(void* memory) noexcept { std::free(memory); }
-void operator delete(void* memory, size_t) noexcept { std::free(memory); }
-
-namespace {
-
-int g_failures = 0;
-
-void expect(bool condition, const char* what) {
-  if (condition) return;
-  std::fprintf(stderr, "failed: %s\n", what);
-  ++g_failures;
-}
 
 // A scheduler, and the arrays that its host owns.
 struct Host {

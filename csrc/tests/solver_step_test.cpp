@@ -1,37 +1,13 @@
 // Uses libsidestep as a C++ program does: through sidestep.h alone. Run by ctest.
-#include <atomic>
 #include <cmath>
 #include <cstdint>
-#include <cstdio>
-#include <cstdlib>
 #include <cstring>
-#include <new>
 #include <vector>
 
+#include "expect.h"
 #include "sidestep/sidestep.h"
 
 namespace {
-std::atomic<int> g_allocations{0};
-}  // namespace
-
-// Counts every allocation of the process, the library's included.
-void* operator new(size_t size) {
-  ++g_allocations;
-  if (void* memory = std::malloc(size)) return memory;
-  throw std::bad_alloc();
-}
-void operator delete(void* memory) noexcept { std::free(memory); }
-void operator delete(void* memory, size_t) noexcept { std::free(memory); }
-
-namespace {
-
-int g_failures = 0;
-
-void expect(bool condition, const char* what) {
-  if (condition) return;
-  std::fprintf(stderr, "failed: %s\n", what);
-  ++g_failures;
-}
 
 // Two registers, one branch: x' = 0.5 x + 2 u, history' = u, E = x - history, next input 3 x'.
 struct Step {

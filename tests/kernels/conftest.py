@@ -1,24 +1,11 @@
-"""Makes the helper files importable by their stems, and picks the backend and device of a run.
-
-`tests` itself must stay off sys.path: it holds a folder `runtime`, which would become importable.
-"""
+"""Picks the backend and device of a run."""
 
 from __future__ import annotations
 
-import importlib.util
 import os
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
-
-HERE = Path(__file__).resolve().parent
-for path in (HERE.parent / "tolerances.py", HERE / "solver_step_cases.py"):
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None and spec.loader is not None
-    module = sys.modules[path.stem] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
 
 # Set by test_solver_step_elsewhere.py, which runs these tests again in processes of their own.
 BACKENDS = os.environ.get("KERNEL_TEST_BACKENDS", "reference native").split()

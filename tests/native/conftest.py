@@ -1,19 +1,10 @@
-"""Makes the helper file importable by its stem; `tests` itself must stay off sys.path."""
+"""Leaves the library as every test has found it."""
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
-
-HELPER = Path(__file__).resolve().parent / "native_problems.py"
-spec = importlib.util.spec_from_file_location(HELPER.stem, HELPER)
-assert spec is not None and spec.loader is not None
-module = sys.modules[HELPER.stem] = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(module)
 
 
 @pytest.fixture(autouse=True)

@@ -4,37 +4,15 @@ from typing import Any
 
 import pytest
 import torch
+from scripts import Script
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from sidestep.runtime.methods.adaptive import Adaptive
-from sidestep.runtime.methods.criterion import Course, Decision, Observation
+from sidestep.runtime.methods.criterion import Course, Observation
 from sidestep.runtime.stepwise import Stepwise
 
 ROWS = 3
-
-
-class Script:
-    """A criterion that computes what it is told: one string of '#' and '.' per step and row."""
-
-    history = 1
-
-    def __init__(self, *steps: str) -> None:
-        self.steps = steps
-        self.seen: list[Observation] = []
-
-    def start(self, course: Course) -> None:
-        self.course = course
-
-    def observe(self, seen: Observation) -> Decision:
-        self.seen.append(seen)
-        following = seen.step + 1
-        marks = self.steps[following] if following < len(self.steps) else "#" * self.course.rows
-        return Decision(
-            compute=[mark == "#" for mark in marks],
-            reasons=["criterion" if mark == "#" else "skipped" for mark in marks],
-            value=seen.delta,
-        )
 
 
 class Model:
@@ -68,7 +46,7 @@ def drive(driver: Stepwise, model: Any, steps: int, branches: int = 1) -> list[T
 
 
 def test_only_rows_that_compute_are_called_and_the_rest_is_held() -> None:
-    driver, model = Stepwise(Script("###", "###", "#.#", "...", ".#.")), Model()
+    driver, model = Stepwise(Script(["###", "###", "#.#", "...", ".#."], history=1)), Model()
     seen = drive(driver, model, 5)
     assert model.rows == [3, 3, 2, 1]
     for k, source in enumerate([(0, 0, 0), (1, 1, 1), (2, 1, 2), (2, 1, 2), (2, 4, 2)]):
@@ -85,7 +63,7 @@ def test_only_rows_that_compute_are_called_and_the_rest_is_held() -> None:
 
 
 def test_all_guidance_branches_of_a_row_go_together() -> None:
-    driver, model = Stepwise(Script("###", "###", "..#")), Model()
+    driver, model = Stepwise(Script(["###", "###", "..#"], history=1)), Model()
     seen = drive(driver, model, 3, branches=2)
     assert model.rows == [6, 6, 2]
     given = model.calls[-1][0][0]
@@ -96,7 +74,7 @@ def test_all_guidance_branches_of_a_row_go_together() -> None:
 
 
 def test_arguments_reach_the_model_untouched_when_all_rows_compute() -> None:
-    driver, model = Stepwise(Script("###")), Model()
+    driver, model = Stepwise(Script(["###"], history=1)), Model()
     x, context = latents(0), torch.zeros(ROWS, 1, 1, 1)
     driver.begin()
     driver.predict(model, (x, 981), {"context": context})
@@ -110,7 +88,7 @@ def test_keyword_inputs_and_nested_arguments() -> None:
         return {"out": hidden_states + extra["ids"]}
 
     counts: list[tuple[int, ...]] = []
-    driver = Stepwise(Script("##", ".#"))
+    driver = Stepwise(Script(["##", ".#"], history=1))
     for k in range(2):
         x = torch.full((2, 3), float(k))
         arguments = {
@@ -125,7 +103,7 @@ def test_keyword_inputs_and_nested_arguments() -> None:
 
 
 def test_writing_into_a_result_does_not_reach_what_is_held() -> None:
-    driver, model = Stepwise(Script("###", "...", "#..", "...")), Model()
+    driver, model = Stepwise(Script(["###", "...", "#..", "..."], history=1)), Model()
     for k in range(4):
         x = latents(k)
         output = driver.predict(model, (x,), {})[0]
@@ -136,7 +114,7 @@ def test_writing_into_a_result_does_not_reach_what_is_held() -> None:
 
 
 def test_separate_calls_for_the_branches_of_one_step() -> None:
-    driver, model = Stepwise(Script("###", ".##")), Model()
+    driver, model = Stepwise(Script(["###", ".##"], history=1)), Model()
     for k in range(2):
         x = latents(k)
         cond = driver.predict(model, (x,), {"context": torch.ones(ROWS, 1, 1, 1)})[0]
@@ -153,7 +131,7 @@ def test_separate_calls_for_the_branches_of_one_step() -> None:
 
 @pytest.mark.parametrize("change", ["guidance off", "resolution", "dtype"])
 def test_a_changed_batch_is_computed_in_full(change: str) -> None:
-    driver, model = Stepwise(Script("###", "...", "...", "...")), Model()
+    driver, model = Stepwise(Script(["###", "...", "...", "..."], history=1)), Model()
     for k in range(4):
         x = latents(k)
         given = torch.cat([x, x])
@@ -171,7 +149,7 @@ def test_a_changed_batch_is_computed_in_full(change: str) -> None:
 
 
 def test_other_rows_in_the_middle_start_afresh() -> None:
-    driver, model = Stepwise(Script("###", "...", "...")), Model()
+    driver, model = Stepwise(Script(["###", "...", "..."], history=1)), Model()
     driver.begin(Course(steps=6))
     for k, rows in enumerate([3, 3, 2, 2]):
         x = latents(k, rows)
@@ -193,7 +171,7 @@ def test_outputs_that_cannot_be_cut_into_rows_are_never_reused() -> None:
             calls.append(len(x))
             return x, extra
 
-        driver = Stepwise(Script("###", "...", "#.."))
+        driver = Stepwise(Script(["###", "...", "#.."], history=1))
         drive_pairs = [latents(0), latents(1), latents(2)]
         for x in drive_pairs:
             assert torch.equal(driver.predict(model, (x,), {})[0], x)
@@ -203,7 +181,7 @@ def test_outputs_that_cannot_be_cut_into_rows_are_never_reused() -> None:
 
 
 def test_a_model_that_returns_other_rows_is_an_error() -> None:
-    driver = Stepwise(Script("###", "#.."))
+    driver = Stepwise(Script(["###", "#.."], history=1))
     driver.predict(lambda x: x, (latents(0),), {})
     driver.observe(latents(0), latents(1))
     with pytest.raises(RuntimeError, match=r"given 1 of 3 rows and returned \[\[3, 4, 2, 2\]\]"):
@@ -212,7 +190,7 @@ def test_a_model_that_returns_other_rows_is_an_error() -> None:
 
 def test_nothing_survives_a_generation() -> None:
     model = Model()
-    driver = Stepwise(Script("###", "..."))
+    driver = Stepwise(Script(["###", "..."], history=1))
     drive(driver, model, 2)
     driver.begin()
     driver.predict(model, (latents(9),), {})  # a host that fails here
@@ -223,7 +201,7 @@ def test_nothing_survives_a_generation() -> None:
 
 def test_a_planned_generation_ends_with_its_last_step() -> None:
     model = Model()
-    driver = Stepwise(Script("###", "...", "..."))
+    driver = Stepwise(Script(["###", "...", "..."], history=1))
     drive(driver, model, 2)
     driver.predict(model, (latents(5),), {})
     assert model.rows == [3, 3]  # not the held output of the generation that is over
@@ -234,7 +212,7 @@ def test_a_failing_call_may_be_tried_again() -> None:
     def fails(x: Tensor) -> Tensor:
         raise MemoryError
 
-    driver, model = Stepwise(Script("###", "###", "...")), Model()
+    driver, model = Stepwise(Script(["###", "###", "..."], history=1)), Model()
     for k in range(3):
         if k == 1:
             with pytest.raises(MemoryError):
@@ -246,7 +224,7 @@ def test_a_failing_call_may_be_tried_again() -> None:
 
 
 def test_calls_without_a_scheduler_hold_nothing() -> None:
-    driver, model = Stepwise(Script("###")), Model()
+    driver, model = Stepwise(Script(["###"], history=1)), Model()
     for k in range(50):
         driver.predict(model, (latents(k),), {})
     assert len(model.calls) == 50
@@ -262,7 +240,7 @@ def test_step_sizes_are_per_row_means_in_float32() -> None:
 
 
 def test_step_sizes_of_the_scheduler_are_used_where_it_has_them() -> None:
-    driver, model = Stepwise(Script("###", "###", "###")), Model()
+    driver, model = Stepwise(Script(["###", "###", "###"], history=1, shows_value=True)), Model()
     buffer = torch.zeros(3)
     for k in range(3):
         driver.predict(model, (latents(k),), {})
@@ -340,7 +318,9 @@ def test_a_criterion_keeps_no_graph_alive() -> None:
     values = [step.value for step in driver._generation.steps if step.value is not None]
     decided = driver._generation.decision
     assert values and decided is not None and decided.value is not None
-    kept = [*values, decided.value, *vars(driver.criterion)["_outputs"]]
+    outputs = vars(driver.criterion)["_kept"].outputs
+    assert outputs
+    kept = [*values, decided.value, *outputs]
     assert not any(value.requires_grad for value in kept)
 
 
@@ -363,7 +343,7 @@ def test_summary_says_why_nothing_was_skipped() -> None:
 
 
 def test_summary_as_text() -> None:
-    driver = Stepwise(Script("###", "..#", "###"), method="Script")
+    driver = Stepwise(Script(["###", "..#", "###"], history=1), method="Script")
     drive(driver, Model(), 3)
     lines = str(driver.summary()).splitlines()
     assert lines[0] == (

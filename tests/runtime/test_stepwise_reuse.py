@@ -1,45 +1,14 @@
 """What a row that skips goes on with: weights of its computed outputs, an offset, a plain copy."""
 
-from collections.abc import Sequence
-from typing import Any
-
 import numpy as np
 import pytest
 import torch
+from scripts import Script
 from torch import Tensor
 
 from sidestep.runtime.held import HeldOutput
-from sidestep.runtime.methods.criterion import Course, Decision, Observation
+from sidestep.runtime.methods.criterion import Course
 from sidestep.runtime.stepwise import Stepwise
-
-
-class Script:
-    """A criterion that does what it is told at every step but the first."""
-
-    def __init__(
-        self,
-        marks: Sequence[str],
-        weights: dict[int, Any] | None = None,
-        offsets: dict[int, Tensor] | None = None,
-        history: int = 3,
-    ) -> None:
-        self.marks, self.history = marks, history
-        self.weights, self.offsets = weights or {}, offsets or {}
-        self.seen: list[Observation] = []
-
-    def start(self, course: Course) -> None:
-        self.course = course
-
-    def observe(self, seen: Observation) -> Decision:
-        self.seen.append(seen)
-        k = seen.step + 1
-        marks = self.marks[k] if k < len(self.marks) else "#" * self.course.rows
-        return Decision(
-            compute=[mark == "#" for mark in marks],
-            reasons=["criterion" if mark == "#" else "skipped" for mark in marks],
-            weights=self.weights.get(k),
-            offset=self.offsets.get(k),
-        )
 
 
 def latents(k: int, rows: int = 2, dtype: torch.dtype = torch.float32) -> Tensor:
