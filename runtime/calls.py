@@ -8,11 +8,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map_only
 
 from sidestep.runtime import ranges
 from sidestep.runtime.held import HeldOutput
-from sidestep.runtime.rows import find_condition, find_sample, take_arguments
+from sidestep.runtime.rows import find_condition, find_sample, take_arguments, take_rows
 from sidestep.runtime.upload import upload
 
 
@@ -51,24 +50,19 @@ class Arguments:
             sizes: Batch sizes that the model may be given, None for any. The batch is filled up
                 with copies of a row, or the whole one is evaluated: no other row's output is used.
         """
-        size = min((s for s in sizes or () if s >= len(rows)), default=len(rows))
-        if size == batch:
-            return _first_rows(self.evaluate(), rows, batch)
-        places = [*rows, *[rows[0]] * (size - len(rows))]
         sample = self.sample
         assert sample is not None
+        size = min((s for s in sizes or () if s >= len(rows)), default=len(rows))
+        if size == batch:
+            return take_rows(self.evaluate(), upload(rows, torch.int64, sample.device), batch)
+        places = [*rows, *[rows[0]] * (size - len(rows))]
         index = upload(places, torch.int64, sample.device)
         args, kwargs = take_arguments(self.args, self.kwargs, index, batch)
         with ranges.within("model"):
             part = self.model(*args, **kwargs)
-        return part if size == len(rows) else _first_rows(part, range(len(rows)), size)
-
-
-def _first_rows(output: Any, rows: Sequence[int], batch: int) -> Any:
-    """The rows of an output; one of another length stays, to be complained about."""
-    return tree_map_only(
-        Tensor, lambda t: t[list(rows)] if t.ndim and len(t) == batch else t, output
-    )
+        if size == len(rows):
+            return part
+        return take_rows(part, upload(range(len(rows)), torch.int64, sample.device), size)
 
 
 @dataclass(eq=False)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from sidestep.runtime.rows import take_arguments, take_rows
+from sidestep.runtime.upload import upload
 
 Place = int | str
 """Where an argument is: its index, or its name."""
@@ -93,7 +94,7 @@ class RecordedArguments:
         x = x.to(self.dtype)
         args, kwargs, around = self.args, self.kwargs, self.around
         if list(lines) != list(range(self.batch)):
-            index = torch.tensor(lines, device=x.device)
+            index = upload(lines, torch.int64, x.device)
             args, kwargs = take_arguments(args, kwargs, index, self.batch)
             around = take_rows(around, index, self.batch)
         if around is not None:
@@ -186,7 +187,7 @@ class RecordedDenoiser:
     shape: torch.Size
     steps: list[RecordedStep]
     mixes: list[Tensor] | None = None
-    ticks: int = field(default=0)
+    ticks: int = 0
 
     def __call__(
         self,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -13,7 +12,7 @@ from sidestep.runtime.engine_conditioning import Conditioning
 from sidestep.runtime.engine_request import Request, Result, Status, guidance_weights
 from sidestep.runtime.methods.criterion import Criterion, Decision, Observation
 from sidestep.runtime.plan_course import plan_course
-from sidestep.runtime.summary import Summary
+from sidestep.runtime.summary import Summary, nothing_skipped
 
 
 @dataclass(eq=False)
@@ -213,8 +212,14 @@ class Live:
             skip_map=tuple(tuple(row.called) for row in self.rows),
             reasons=tuple(tuple(row.reasons) for row in self.rows),
             criterion=tuple(map(tuple, values)),
-            note="" if self.request.method is None else _note(self.rows),
+            note=self._note(),
         )
+
+    def _note(self) -> str:
+        """Why nothing was skipped; empty if something was, or if nothing could be."""
+        if self.request.method is None or not all(all(row.called) for row in self.rows):
+            return ""
+        return nothing_skipped(row.reasons for row in self.rows)
 
     def end(self, status: Status, error: Exception | None = None) -> Result:
         """The request has ended: its result."""
@@ -224,12 +229,3 @@ class Live:
             x = self.request.x.detach().float().clone() if self.result is None else self.result
             x = x.view(self.request.x.shape)
         return Result(self.id, status, x, self.summary(), error, self.request.tag)
-
-
-def _note(rows: list[Row]) -> str:
-    """Why nothing was skipped; empty if something was."""
-    counts = Counter(reason for row in rows for reason in row.reasons)
-    if not all(all(row.called) for row in rows):
-        return ""
-    why = ", ".join(f"{count} by {reason}" for reason, count in counts.most_common())
-    return f"nothing was skipped: of {sum(counts.values())} calls {why or 'none'}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Hashable
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,7 +12,7 @@ from torch import Tensor
 from sidestep.runtime import ranges
 from sidestep.runtime.calls import Call
 from sidestep.runtime.methods.criterion import Course, Decision
-from sidestep.runtime.summary import Summary
+from sidestep.runtime.summary import Summary, nothing_skipped
 
 MAX_CALLS = 8
 """Calls within one step whose outputs are held: separate calls for every guidance branch. More than
@@ -137,10 +136,8 @@ class Generation:
             )
         if not self.steps:
             return "no generation has run yet"
-        counts = Counter(reason for row in reasons for reason in row)
-        if counts["skipped"]:
+        if any("skipped" in row for row in reasons):
             return ""
-        why = ", ".join(f"{count} by {reason}" for reason, count in counts.most_common())
         values = [s.value for s in self.steps if s.value is not None]
         lowest = f"; smallest criterion {torch.stack(values).min().item():.3g}" if values else ""
-        return f"nothing was skipped: of {sum(counts.values())} calls {why}{lowest}"
+        return nothing_skipped(reasons) + lowest

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map_only, tree_structure
 
-from sidestep.runtime.upload import upload
+from sidestep.runtime.upload import index, upload
 
 
 @dataclass
@@ -125,8 +125,8 @@ class HeldOutput:
                     continue
                 total = self._combine(ring, rows, upload(shares, torch.float32, ring.device))
                 if offset is not None and adds_to(offset, total):
-                    total[:, : offset.shape[1]] += offset[_index(rows, offset.device)].to(total)
-                target[_index(rows, target.device)] = total.to(target.dtype)
+                    total[:, : offset.shape[1]] += offset[index(rows, offset.device)].to(total)
+                target[index(rows, target.device)] = total.to(target.dtype)
         return output
 
     def _combine(
@@ -147,7 +147,7 @@ class HeldOutput:
     def _at(self, rows: Sequence[int], age: int, device: torch.device) -> slice | Tensor:
         """Where the rings keep the outputs of ``rows`` that are ``age`` computed ones back."""
         batch = len(self.places)
-        return _index([(self.places[i] - age) % self.history * batch + i for i in rows], device)
+        return index([(self.places[i] - age) % self.history * batch + i for i in rows], device)
 
 
 def adds_to(
@@ -169,12 +169,3 @@ def _copy(ring: Tensor, at: slice | Tensor) -> Tensor:
 
 def _tensors(tree: Any) -> list[Tensor]:
     return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
-
-
-def _index(places: Sequence[int], device: torch.device) -> slice | Tensor:
-    """Selects ``places`` of a tensor's first dimension, without a copy to the device if it can."""
-    first, last = places[0], places[-1] + 1
-    if list(places) == list(range(first, last)):
-        return slice(first, last)
-    # an index keeps channels_last, index_select does not
-    return upload(places, torch.int64, device)

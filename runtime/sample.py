@@ -19,6 +19,7 @@ from torch import Tensor
 from tqdm.auto import trange
 
 from sidestep.kernels import PreparedStep
+from sidestep.kernels.checks import MODEL_DTYPES
 from sidestep.runtime.grids import Grid
 from sidestep.runtime.plan import Plan
 from sidestep.runtime.plan_course import plan_course
@@ -31,7 +32,6 @@ from sidestep.runtime.summary import Summary
 if TYPE_CHECKING:
     from sidestep.runtime.methods.criterion import Method
 
-_STEP_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 _LEAST_FALL = 1e-8  # relative: a smaller one is rounding
 
 
@@ -88,23 +88,31 @@ def sample(
     if driver is not None:
         driver.begin(plan_course(plan))
     call = functools.partial(_evaluate, model, dict(extra_args or {}), driver)
-
-    def show(i: int, x: Tensor, denoised: Tensor) -> None:
-        sigma = sigmas[i] if isinstance(sigmas, Tensor) else levels[i]
-        if callback is not None:
-            seen = {"x": x, "i": i, "sigma": sigma, "sigma_hat": sigma, "denoised": denoised}
-            callback(seen)
-
     state = _State.start(plan, x)
     try:
         for i in trange(len(calls), disable=disable):
-            _take_step(state, call, calls[i], noise, driver, functools.partial(show, i))
+            show = functools.partial(_show, callback, sigmas, levels, i)
+            _take_step(state, call, calls[i], noise, driver, show)
     finally:
         if driver is not None:
             driver.release()
     if driver is not None and report is not None:
         report(driver.summary())
     return state.x
+
+
+def _show(
+    callback: Callable[[dict[str, Any]], object] | None,
+    sigmas: Tensor | Sequence[float],
+    levels: Tensor,
+    i: int,
+    x: Tensor,
+    denoised: Tensor,
+) -> None:
+    """Calls back in the dialect of k-diffusion."""
+    sigma = sigmas[i] if isinstance(sigmas, Tensor) else levels[i]
+    if callback is not None:
+        callback({"x": x, "i": i, "sigma": sigma, "sigma_hat": sigma, "denoised": denoised})
 
 
 def _take_step(
@@ -185,7 +193,7 @@ class _State:
         noise: Tensor | None,  # [B, ...] fp32
     ) -> None:
         """Takes one step of the plan."""
-        dtype = self.x.dtype if self.x.dtype in _STEP_DTYPES else torch.float32
+        dtype = self.x.dtype if self.x.dtype in MODEL_DTYPES else torch.float32
         output = denoised.to(dtype).contiguous()
         following = torch.empty_like(output)
         self.fused(output, noise, model_input=following)  # the input scales of this plan are 1

@@ -3,7 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+
+
+def nothing_skipped(reasons: Iterable[Sequence[str]]) -> str:
+    """Says so, and how often for which reason; ``reasons`` are those of `Summary`."""
+    counts = Counter(reason for row in reasons for reason in row)
+    why = ", ".join(f"{count} by {reason}" for reason, count in counts.most_common())
+    return f"nothing was skipped: of {sum(counts.values())} calls {why or 'none'}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,9 +25,10 @@ class Summary:
         steps: Scheduler steps.
         skip_map: ``[images][steps]``, True where the model was called.
         reasons: ``[images][steps]``: "skipped", or why it was not: "warm-up", "criterion", "cap",
-            "last"; where a row could have skipped and had nothing to skip with, "no output to
-            reuse", "batch changed", "prompt changed", "gradient wanted", "no batch
-            found" (among the model's arguments) or "no place for the offset" (in its output).
+            "last", "serial" (no method), "output hidden" (from the criterion); where a row could
+            have skipped and had nothing to skip with, "no output to reuse", "batch changed",
+            "prompt changed", "gradient wanted", "no batch found" (among the model's arguments) or
+            "no place for the offset" (in its output).
         criterion: ``[images][steps]``, the number that decided the step, NaN where none did.
         note: Why nothing was skipped; empty if something was.
     """

@@ -16,12 +16,20 @@ def upload(values: Sequence[Any], dtype: torch.dtype, device: torch.device) -> T
     return torch.tensor(values, dtype=dtype, pin_memory=True).to(device, non_blocking=True)
 
 
+def index(places: Sequence[int], device: torch.device) -> slice | Tensor:
+    """Selects ``places`` of a tensor's first dimension: a slice where they follow each other.
+
+    A tensor of indices keeps channels_last, which ``index_select`` does not.
+    """
+    first, last = places[0], places[-1] + 1
+    if list(places) == list(range(first, last)):
+        return slice(first, last)
+    return upload(places, torch.int64, device)
+
+
 def select(
     tensor: Tensor,  # [count, ...]
     lines: Sequence[int],
 ) -> Tensor:  # [n, ...]
     """``tensor[lines]``, without a copy where they follow each other."""
-    first = lines[0]
-    if list(lines) == list(range(first, first + len(lines))):
-        return tensor[first : first + len(lines)]
-    return tensor[upload(lines, torch.int64, tensor.device)]
+    return tensor[index(lines, tensor.device)]

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cinttypes>
 #include <cstdint>
 #include <vector>
 
@@ -13,13 +14,12 @@ namespace sidestep {
 class Buckets {
  public:
   static Status check(const int64_t* sizes, int64_t count) {
-    if (count < 1) return invalid_argument("scheduler: no buckets, expected at least one");
     for (int64_t i = 0; i < count; ++i) {
       const int64_t least = i == 0 ? 1 : sizes[i - 1] + 1;
       if (sizes[i] < least) {
-        return invalid_argument("scheduler: buckets[%lld] is %lld, expected %lld or more",
-                                static_cast<long long>(i), static_cast<long long>(sizes[i]),
-                                static_cast<long long>(least));
+        return invalid_argument("scheduler: buckets[%" PRId64 "] is %" PRId64 ", expected %" PRId64
+                                " or more",
+                                i, sizes[i], least);
       }
     }
     return Status();

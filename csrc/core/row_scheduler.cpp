@@ -154,7 +154,6 @@ Status RowScheduler::complete(int64_t ticket, const std::vector<sidestep_row>** 
   collect(ticket);
   for (const sidestep_row& row : rows_) {
     slots_[row.slot].state = State::kStepping;
-    slots_[row.slot].ticket = -1;
   }
   *rows = &rows_;
   return Status();

@@ -1,6 +1,6 @@
 // The row scheduler of the engine; sidestep/scheduler.h says what it does. It holds numbers only.
 //
-// Nothing but submit() and the constructor allocates: the results below are vectors of the
+// Only the constructor and the sentence of a refusal allocate: the results below are vectors of the
 // scheduler that were given their size at its construction, and are valid until its next call.
 #pragma once
 
@@ -48,9 +48,8 @@ class RowScheduler {
     int64_t steps = 0;
     int64_t branches = 1;
     int64_t group = 0;
-    int64_t since = 0;  // when it came to need the model, counted in rows
-    int64_t ticket =
-        -1;  // of the batch it is in: a batch of another number is none of its business
+    int64_t since = 0;     // when it came to need the model, counted in rows
+    int64_t ticket = -1;   // of the batch it is in
     int64_t position = 0;  // in that batch
   };
 

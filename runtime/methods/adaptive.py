@@ -25,8 +25,8 @@ class Adaptive:
     Attributes:
         mode: The criterion: a name in `CRITERIA`. ``"paper"`` is the published program exactly,
             row by row; of the settings below it has only the threshold and the cap.
-        threshold: Largest value of the criterion at which a step is skipped. Beside the published
-            0.01, the modes' own make about 25 calls of 50 DDIM steps of the bundled model.
+        threshold: Largest value of the criterion at which a step is skipped. The default mode's own
+            makes about 20 calls of 50 DDIM steps of the bundled model (docs/results/adaptive.md).
         max_skip: Most skips in a row. In mode ``"paper"`` the first run may be 5 long.
         reuse: What a skipped step goes on with, of the outputs computed before it: ``"hold"``,
             ``"linear"``, ``"quadratic"``, ``"interleave"``, or, in mode ``"error-control"`` only,

@@ -70,7 +70,8 @@ class Decision:
 
     Attributes:
         compute: ``[rows]``, True where the model must be called.
-        reasons: ``[rows]``, why, in a word or two: "warm-up", "criterion", "cap", "skipped".
+        reasons: ``[rows]``, why, in a word or two: "warm-up", "criterion", "cap",
+            "last", "output hidden", "skipped".
         value: ``[rows]`` fp32, the number that was compared with the threshold, left on its device
             until somebody asks for the summary; None where nothing was compared.
         weights: ``[rows]`` weights of the row's computed outputs, newest first, at most

@@ -113,7 +113,7 @@ class Gated(ABC):
             return Decision(compute=[True] * self.course.rows, reasons=forced)
         total, *shares = torch.stack([value.float(), *self.shares()]).cpu()  # the step's one read
         if self.gate.debt:
-            total = total + torch.tensor(self._debts)
+            total = total + torch.tensor(self._debts, dtype=torch.float32)
         self._debts = total.tolist()
         reasons = [
             reason or ("skipped" if number <= self.gate.threshold else "criterion")

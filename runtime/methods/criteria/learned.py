@@ -27,6 +27,7 @@ from sidestep.runtime.methods.criteria.gate import Gate, Gated, row_mean
 from sidestep.runtime.methods.criteria.outputs import ComputedOutputs, per_row
 from sidestep.runtime.methods.criterion import Course, Observation
 from sidestep.runtime.methods.reuse import HISTORY, coordinates, reuse_weights
+from sidestep.runtime.upload import upload
 
 BUNDLED = Path(__file__).with_name("learned.safetensors")
 FORMAT = "sidestep-adaptive-predictor-1"
@@ -82,7 +83,9 @@ class Signals:
             self._change,
         ]
         places = [self._place(steps, seen.step + 1) for steps in self._kept.steps]  # [rows, 4]
-        return torch.cat([(torch.stack(ratios, 1) + _LEAST).log(), per_row(places, step)], 1)
+        return torch.cat(
+            [(torch.stack(ratios, 1) + _LEAST).log(), upload(places, torch.float32, step.device)], 1
+        )
 
     def _take(self, output: Tensor, seen: Observation) -> None:
         """Compares fresh outputs with what the rule would have given, and keeps them."""

@@ -39,11 +39,6 @@ class StepSizes:
         before, previous, current = self._deltas
         return ((current + before) / 2 - previous).abs(), previous
 
-    @property
-    def latest(self) -> list[Tensor]:
-        """The step sizes kept, ``[rows]`` each, oldest first."""
-        return self._deltas
-
 
 class ThirdDifference(Gated):
     """The published formula under the shared gate: v = xi_k / delta_{k-1}, the cap exact."""
