@@ -1,12 +1,13 @@
 """Regenerates docs/results/adaptive.{json,md,png}: every policy of reuse at equal model calls.
 
+With the oracle also adaptive-first.png.
+
     python profiling/adaptive_page.py            # all of it; goes on where it was interrupted
     python profiling/adaptive_page.py --quick    # 16 prompts and the main policies, 15 minutes
     python profiling/adaptive_page.py --reuse    # only the page and chart, from the JSON
 
 Two processes of one thread each share the schedulers and steps; each keeps its results in
-build/adaptive. On two idle cores about 40 minutes for 50 and 25 steps, and 10 more for 250 steps,
-which are measured for DDIM and few policies.
+build/adaptive, or build/adaptive-quick. 250 steps are measured for DDIM and few policies.
 """
 
 from __future__ import annotations
@@ -23,7 +24,10 @@ from sidestep.bench import adaptive_report as report
 from sidestep.bench.adaptive import SOLVERS, write
 
 RESULTS = Path(__file__).resolve().parent.parent / "docs" / "results"
-PARTS = RESULTS.parent.parent / "build" / "adaptive"
+QUICKLY = "--quick" in sys.argv
+"""Leaves out three quarters of the prompts, what decides nothing, and the 250 steps."""
+
+PARTS = RESULTS.parent.parent / "build" / ("adaptive-quick" if QUICKLY else "adaptive")
 COMMAND = ["bench", "adaptive"]
 LONG = "default,paper,uniform-linear,fewer-steps"
 """Families that are measured at 250 steps."""
@@ -36,10 +40,6 @@ JOBS = [
     ["--solver", "ddim", "--steps", "250", "--policies", LONG],
 ]
 FULL = "| policy | setting | calls | fewer calls | PSNR | 10th percentile | SSIM | wall-clock |"
-
-
-QUICKLY = "--quick" in sys.argv
-"""Leaves out three quarters of the prompts, what decides nothing, and the 250 steps."""
 
 
 def measure(options: list[str]) -> Path:
@@ -94,10 +94,12 @@ def page(document: dict[str, Any]) -> str:
         f"Made by `python profiling/adaptive_page.py{quick}` (`sidestep {' '.join(COMMAND)}` for "
         f"each scheduler and number of steps): {len(document['prompts'])} novel prompts, guidance "
         f"{document['guidance']}, batch {document['batch']}, fp32; {environment['cpu']}, "
-        f"{environment['threads']} threads, torch {environment['torch']}, diffusers "
+        f"OMP_NUM_THREADS={environment['threads']}, torch {environment['torch']}, diffusers "
         f"{environment['diffusers']}. PSNR and SSIM to the same scheduler run in full. The "
         "settings of a policy are in `python/sidestep/bench/adaptive_grid.py`, the policies in "
-        "`adaptive_policies.py` beside it, the oracle in `adaptive_oracle.py`.",
+        f"`adaptive_policies.py` beside it{_oracle(document)}. Only the default mode was timed in "
+        "turns with the plain run: other wall-clock figures are noisy."
+        + (" Its constants were chosen on these prompts." if quick else ""),
         "",
         "![PSNR against model calls](adaptive.png)",
         "",
@@ -116,6 +118,11 @@ def page(document: dict[str, Any]) -> str:
         lines += ["", "<details><summary>every setting</summary>", ""]
         lines += [*everything(document, solver, steps), "", "</details>"]
     return "\n".join([*lines, ""])
+
+
+def _oracle(document: dict[str, Any]) -> str:
+    found = any(result["policy"] == "oracle" for result in document["results"])
+    return ", the oracle in `adaptive_oracle.py`" if found else ""
 
 
 def _first(document: dict[str, Any]) -> list[str]:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as to_bytes
 
+from sidestep.runtime.files import write_whole
 from sidestep.runtime.plan import _ARRAYS, Plan
 from sidestep.runtime.thresholding import DynamicThreshold
 
@@ -17,7 +17,7 @@ _FORMAT = "sidestep-plan-1"
 
 
 def save(plan: Plan, path: Path) -> None:
-    """Writes ``plan`` to ``path`` through a temporary file, so that no half file is ever left."""
+    """Writes ``plan`` to ``path``, whole or not at all."""
     arrays = {k: v for k in _ARRAYS if (v := getattr(plan, k)) is not None}
     metadata = {
         "format": _FORMAT,
@@ -26,12 +26,7 @@ def save(plan: Plan, path: Path) -> None:
         "threshold": json.dumps(asdict(plan.threshold) if plan.threshold else None),
         "digest": plan.digest,
     }
-    partial = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        partial.write_bytes(to_bytes(arrays, metadata=metadata))
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    write_whole(path, to_bytes(arrays, metadata=metadata))
 
 
 def load(path: Path) -> Plan:

@@ -29,11 +29,12 @@ def test_plans(
     assert names["Plan"].load("sampler.plan") == names["plan"]
 
 
-def test_adaptive(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("page, steps", [("adaptive.md", 50), ("whole-trajectory.md", 25)])
+def test_methods_on_a_pipeline(page: str, steps: int, capsys: pytest.CaptureFixture[str]) -> None:
     names: dict = {"pipe": load_pipeline("emoji-sd")}
-    exec(_code("adaptive.md"), names)
+    exec(_code(page), names)
     assert len(names["images"]) == 1
-    assert "50 steps, 1 images" in capsys.readouterr().out
+    assert f"{steps} steps, 1 images" in capsys.readouterr().out
 
 
 def test_engine(capsys: pytest.CaptureFixture[str]) -> None:
@@ -49,13 +50,6 @@ def test_engine(capsys: pytest.CaptureFixture[str]) -> None:
         "frog on a bicycle",
     ]
     assert engine.counts()["done"] == 2
-
-
-def test_whole_trajectory(capsys: pytest.CaptureFixture[str]) -> None:
-    names: dict = {"pipe": load_pipeline("emoji-sd")}
-    exec(_code("whole-trajectory.md"), names)
-    assert len(names["images"]) == 1
-    assert "25 steps, 1 images" in capsys.readouterr().out
 
 
 def test_sample(capsys: pytest.CaptureFixture[str]) -> None:

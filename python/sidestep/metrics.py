@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -44,6 +45,11 @@ def latent_rms(a: Tensor, b: Tensor) -> list[float]:
 def mean_psnr(values: list[float], cap: float = 100.0) -> float:
     """The mean in dB with identical pictures counted at ``cap``, so that it stays finite."""
     return sum(min(value, cap) for value in values) / len(values) if values else math.nan
+
+
+def percentile(values: Sequence[float], share: float) -> float:
+    """The value that ``share`` of the values do not reach."""
+    return sorted(values)[int(share * len(values))]
 
 
 def _check(a: Tensor, b: Tensor) -> None:

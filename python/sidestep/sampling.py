@@ -93,7 +93,8 @@ def run_jobs(
         on_step: Called with the job's label after every step, for a progress bar.
 
     Raises:
-        UserError: A solver or grid is unknown, or the scheduler refuses the steps.
+        UserError: A solver or grid is unknown, the scheduler refuses the steps, or the model's
+            parts do not fit together.
     """
     own = pipe.scheduler
     runs = [Run(job=job, solver=solver_name(job.solver, job.grid, own)) for job in jobs]
@@ -131,9 +132,18 @@ def _check_steps(job: Job, scheduler: Any) -> None:
 
 
 def _warm_up(pipe: Any, prompts: list[str], guidance: float) -> None:
-    """First calls cost more than later ones; they are nobody's."""
-    with torch.no_grad():
-        pipe(prompts, num_inference_steps=1, guidance_scale=guidance, output_type="pt")
+    """First calls cost more than later ones; they are nobody's.
+
+    Raises:
+        UserError: The parts of the model do not fit together, which shows here first.
+    """
+    try:
+        with torch.no_grad():
+            pipe(prompts, num_inference_steps=1, guidance_scale=guidance, output_type="pt")
+    except RuntimeError as error:
+        if not any(words in str(error) for words in ("size of tensor", "cannot be multiplied")):
+            raise
+        raise UserError(f"--model: its parts do not fit together: {error}") from error
 
 
 def _call(
@@ -160,12 +170,6 @@ def _call(
                     output_type="pt",
                     callback_on_step_end=after_step,
                 ).images
-        except RuntimeError as error:
-            if "size of tensor" not in str(error) and "shapes cannot be multiplied" not in str(
-                error
-            ):
-                raise
-            raise UserError(f"--model: its parts do not fit together: {error}") from error
         except ValueError as error:
             raise UserError(f"{job.label}: {error}") from error
 

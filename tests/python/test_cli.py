@@ -10,9 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from tiny_builders import tiny_unet
 
 from sidestep.cli import main
-from sidestep.models import BUNDLED
+from sidestep.errors import UserError
+from sidestep.models import BUNDLED, load_pipeline
+from sidestep.sampling import Job, run_jobs
 
 
 def _run(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
@@ -210,3 +213,11 @@ def test_the_module_is_the_command(tmp_path: Path) -> None:
         )
         assert (result.returncode, result.stdout) == (2, "")
         assert "--steps: got 0" in result.stderr
+
+
+def test_parts_that_do_not_fit_together_are_said_to() -> None:
+    """They load, and differ only where the prompt's embedding meets the network."""
+    pipe = load_pipeline("emoji-sd")
+    pipe.unet = tiny_unet()
+    with pytest.raises(UserError, match=r"^--model: its parts do not fit together: "):
+        run_jobs(pipe, [Job(label="plain", steps=4)], ["frog"], guidance=7.5)

@@ -54,6 +54,11 @@ TEXT_TIME = {
     "addition_time_embed_dim": 4,
     "projection_class_embeddings_input_dim": 6 * 4 + 12,
 }
+UNET_3D: dict[str, Any] = {
+    **UNET,
+    "down_block_types": ("CrossAttnDownBlock3D", "DownBlock3D"),
+    "up_block_types": ("UpBlock3D", "CrossAttnUpBlock3D"),
+}
 
 
 def tiny_unet(**settings: Any) -> nn.Module:
@@ -107,9 +112,7 @@ def tiny_text_to_video() -> Any:
     unet = seeded(
         diffusers.UNet3DConditionModel,
         "conv_out",
-        **UNET,
-        down_block_types=("CrossAttnDownBlock3D", "DownBlock3D"),
-        up_block_types=("UpBlock3D", "CrossAttnUpBlock3D"),
+        **UNET_3D,
     )
     return quiet(
         diffusers.TextToVideoSDPipeline(
@@ -122,9 +125,7 @@ def tiny_i2vgen() -> Any:
     unet = seeded(
         diffusers.I2VGenXLUNet,
         "conv_out",
-        **UNET,
-        down_block_types=("CrossAttnDownBlock3D", "DownBlock3D"),
-        up_block_types=("UpBlock3D", "CrossAttnUpBlock3D"),
+        **UNET_3D,
     )
     vae = tiny_vae()
     vae.quant_conv.weight.data[4:] = 0  # the pipeline draws from its posterior without a generator

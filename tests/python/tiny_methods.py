@@ -1,6 +1,5 @@
 """Methods that skip by rule, to see what a driver makes of a decision whatever the criterion."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,8 +68,3 @@ class _Rule:
 
 def marks(handle: Any) -> list[str]:
     return ["".join(".#"[call] for call in row) for row in handle.summary().skip_map]
-
-
-def calls_of(pattern: str, steps: int) -> Sequence[int]:
-    """The steps that a pattern computes."""
-    return [k for k in range(steps) if pattern[k % len(pattern)] == "#"]

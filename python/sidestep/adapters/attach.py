@@ -14,10 +14,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor, nn
 
 from sidestep.adapters.attach_course import course_of
+from sidestep.adapters.capture_layout import is_doubled
 from sidestep.adapters.refusals import NoiseGuard
 from sidestep.adapters.swap import restore
 from sidestep.adapters.trajectory import WholeTrajectory
@@ -211,6 +211,4 @@ def _refuse_views(handle: Handle, timestep: Any, called: bool) -> None:
 
 def _copies(pipe: DiffusionPipeline, x: Tensor) -> int:
     """Equal copies of every latent in the scheduler's batch, seen after its first step."""
-    if type(pipe).__name__ not in _STEPS_BRANCHES or len(x) % 2:
-        return 1
-    return 2 if torch.equal(*x.chunk(2)) else 1
+    return 2 if type(pipe).__name__ in _STEPS_BRANCHES and is_doubled(x) else 1

@@ -58,6 +58,8 @@ def read_call(
     args: Sequence[Any],
     kwargs: Mapping[str, Any],
     made: Mapping[int, tuple[Tensor, FromHelper]],
+    *,
+    whole: bool = False,
 ) -> Call:
     """A model call: its arguments, its input and its time.
 
@@ -68,6 +70,7 @@ def read_call(
         args: Its arguments.
         kwargs: Its arguments by name.
         made: By id, the tensors that helpers of this step have returned.
+        whole: Whether a new batch size costs the model a compilation.
 
     Raises:
         CannotCapture: The call has no batch of latents, or depends on the calls before it.
@@ -99,6 +102,7 @@ def read_call(
         time=time,
         batch=len(sample),
         dtype=sample.dtype,
+        whole=whole,
     )
     return Call(arguments=arguments, sample=sample, time=value)
 
@@ -112,7 +116,7 @@ def _refuse_cache(network: Any) -> None:
     if getattr(network, "is_cache_enabled", False):
         raise CannotCapture(
             f"enable: {type(network).__name__} has a cache of diffusers enabled, which needs its "
-            "calls in the pipeline's own order; use driver='stepwise', or disable_cache() first"
+            "calls in the pipeline's own order; call its disable_cache() first"
         )
 
 

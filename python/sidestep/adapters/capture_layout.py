@@ -57,6 +57,12 @@ class Layout:
         return latents.movedim(self.place, 1).flatten(0, 1) if self.frames else latents
 
 
+def is_doubled(x: Tensor) -> bool:
+    """Whether the second half of the rows repeats the first, as in DiT's guidance."""
+    half = len(x) // 2
+    return len(x) % 2 == 0 and torch.equal(x[:half], x[half:])
+
+
 def find_region(
     sample: Tensor,  # [batch, ...]
     x: Tensor,  # [R, ...]

@@ -25,6 +25,7 @@ from sidestep.adapters.trajectory_plan import Planned
 from sidestep.adapters.trajectory_record import Trajectory
 from sidestep.adapters.trajectory_run import run_trajectory
 from sidestep.runtime.denoisers import FromHelper, prediction
+from sidestep.runtime.generation import Generation
 from sidestep.runtime.methods.criterion import Method
 from sidestep.runtime.plan import Plan
 from sidestep.runtime.summary import Summary
@@ -134,8 +135,7 @@ class WholeTrajectory:
                 "enable: the pipeline calls its model after its last step; the whole-trajectory "
                 "driver expects set_timesteps before, use driver='stepwise'"
             )
-        call = read_call(model, args, kwargs, recording.made)
-        call.arguments.whole = compiled
+        call = read_call(model, args, kwargs, recording.made, whole=compiled)
         number = len(recording.calls)
         if recording.trajectory is None:
             kind = model(*args, **kwargs)
@@ -172,8 +172,7 @@ class WholeTrajectory:
             CannotCapture: The call has no latents that could be taken over.
         """
         recording = self._recording
-        call = read_call(model, args, kwargs, recording.made)
-        call.arguments.whole = compiled
+        call = read_call(model, args, kwargs, recording.made, whole=compiled)
         number, batch = len(recording.helpers), call.arguments.batch
         if recording.trajectory is None:
             recording.helper_kinds.append(model(*args, **kwargs))
@@ -231,12 +230,7 @@ class WholeTrajectory:
 
     def summary(self) -> Summary:
         """The last generation that came to its end."""
-        if self._summary is not None:
-            return self._summary
-        return Summary(
-            method=self._label, nfe=(), ticks=0, steps=0, skip_map=(), reasons=(), criterion=(),
-            note="no generation has run yet",
-        )  # fmt: skip
+        return self._summary or Generation().summary(self._label)
 
     @property
     def _label(self) -> str:

@@ -11,7 +11,13 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from sidestep.adapters.capture import Call, CannotCapture, Library
-from sidestep.adapters.capture_layout import Layout, blocks_of, find_region, without_latents
+from sidestep.adapters.capture_layout import (
+    Layout,
+    blocks_of,
+    find_region,
+    is_doubled,
+    without_latents,
+)
 from sidestep.adapters.guidance import fit_weights
 from sidestep.runtime.denoisers import RecordedStep
 from sidestep.runtime.plan import Plan
@@ -52,7 +58,7 @@ class Trajectory:
         """
         layout = Layout.between(latents, calls[0].sample)
         start = layout.inward(latents).detach().clone()
-        if _is_doubled(start) and _find_weights(layout.inward(combined), calls) is None:
+        if is_doubled(start) and _find_weights(layout.inward(combined), calls) is None:
             layout = replace(layout, copies=2)
             start = start[: len(start) // 2]
         return Trajectory(
@@ -124,12 +130,6 @@ class Trajectory:
             return self.layout.inward(drawn).float()
 
         return draw
-
-
-def _is_doubled(x: Tensor) -> bool:
-    """Whether the second half of the rows repeats the first, as in DiT's guidance."""
-    half = len(x) // 2
-    return len(x) % 2 == 0 and torch.equal(x[:half], x[half:])
 
 
 def _find_weights(

@@ -17,29 +17,27 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from sidestep.adapters.catalogue import make_scheduler
+from sidestep.adapters.denoiser import first_noise
 from sidestep.bench import adaptive_peers as peers
 from sidestep.bench.adaptive_grid import Policy, families, on_subset, policies
 from sidestep.bench.adaptive_oracle import TOGETHER, Simulator, search
 from sidestep.bench.adaptive_policies import Schedules
-from sidestep.bench.adaptive_report import percentile
 from sidestep.errors import UserError
-from sidestep.metrics import mean_psnr, psnr, ssim
-from sidestep.models import load_pipeline, load_prompts
+from sidestep.metrics import mean_psnr, percentile, psnr, ssim
+from sidestep.models import load_pipeline, load_prompts, spaced
 from sidestep.report.environment import environment
 from sidestep.report.progress import progress
+from sidestep.runtime.files import write_whole
 from sidestep.runtime.plan import Plan
 from sidestep.sampling import Job, Run, run_jobs
 
-SOLVERS = ("ddim", "euler", "dpmsolver++")
 _CLASSES = {
     "ddim": "DDIMScheduler",
     "euler": "EulerDiscreteScheduler",
     "dpmsolver++": "DPMSolverMultistepScheduler",
 }
+SOLVERS = tuple(_CLASSES)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,8 +57,7 @@ class Settings:
 
     def texts(self) -> list[str]:
         """The prompts, evenly spaced among the novel ones."""
-        texts = load_prompts("novel")
-        return texts[:: max(1, len(texts) // self.prompts)][: self.prompts]
+        return spaced(load_prompts("novel"), self.prompts)
 
 
 @dataclass
@@ -259,9 +256,8 @@ class Bench:
         plan = Plan.from_scheduler(make_scheduler(solver, None, self.pipe.scheduler), setting.steps)
         rounds = len(texts) + len(calls) * -(-self.oracle_trials // TOGETHER)
         with progress(rounds, f"{setting.solver} {setting.steps}: oracle") as advance:
-            simulator = Simulator(
-                self.pipe, plan, texts, self.settings.guidance, self._noise(len(texts))
-            )
+            noise = first_noise(self.pipe, self.settings.seed, len(texts))
+            simulator = Simulator(self.pipe, plan, texts, self.settings.guidance, noise)
             found = search(simulator, calls, self.oracle_trials, advance)
         for policy in wanted:
             assert policy.calls is not None
@@ -274,13 +270,6 @@ class Bench:
             [run] = self._jobs([job], texts)
             self._enter(setting, policy, run)
 
-    def _noise(self, count: int) -> Tensor:
-        """The noise that the pipeline draws for the first prompts, ``[count, C, H, W]``."""
-        config = self.pipe.unet.config
-        shape = (1, config.in_channels, config.sample_size, config.sample_size)
-        seeds = range(self.settings.seed, self.settings.seed + count)
-        return torch.cat([torch.randn(shape, generator=_generator(seed)) for seed in seeds])
-
     def _enter(self, setting: Setting, policy: Policy, run: Run) -> None:
         """Writes one result into the document, in the place of an older one."""
         result = _result(setting, policy, run)
@@ -290,16 +279,11 @@ class Bench:
 
 
 def write(document: dict[str, Any], path: Path) -> None:
-    """Writes the document, one result a line, through a temporary file."""
+    """Writes the document, one result a line, whole or not at all."""
     head = {key: value for key, value in document.items() if key != "results"}
     results = ",\n".join(json.dumps(result) for result in document["results"])
-    partial = path.with_name(f".{path.name}.part")
-    partial.write_text(f'{json.dumps(head, indent=1)[:-2]},\n "results": [\n{results}\n]}}\n')
-    partial.replace(path)
-
-
-def _generator(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
+    text = f'{json.dumps(head, indent=1)[:-2]},\n "results": [\n{results}\n]}}\n'
+    write_whole(path, text.encode())
 
 
 def _id(solver: str, steps: int, policy: Policy) -> tuple[Any, ...]:

@@ -12,6 +12,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sidestep.metrics import percentile
 from sidestep.report.pictures import save_figure
 
 if TYPE_CHECKING:
@@ -65,11 +66,6 @@ def point(result: Result, count: int | None = None) -> Point:
     """A result's point, over its first ``count`` images or over all."""
     calls, values = (result["images"][name][:count] for name in ("calls", "psnr"))
     return sum(calls) / len(calls), sum(values) / len(values), percentile(values, 0.1)
-
-
-def percentile(values: Sequence[float], share: float) -> float:
-    """The value that ``share`` of the values do not reach."""
-    return sorted(values)[int(share * len(values))]
 
 
 def edge(points: Sequence[Point]) -> list[Point]:

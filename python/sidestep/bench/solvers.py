@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from sidestep.adapters.catalogue import PEERS, named_plan, peer_scheduler
-from sidestep.adapters.denoiser import GuidedDenoiser, decode
+from sidestep.adapters.denoiser import GuidedDenoiser, decode, first_noise
 from sidestep.metrics import latent_rms, mean_psnr, psnr
-from sidestep.models import load_pipeline, load_prompts
+from sidestep.models import load_pipeline, load_prompts, spaced
 from sidestep.report.progress import progress
 from sidestep.runtime.grids import GRIDS
 from sidestep.runtime.plan import Plan
@@ -47,12 +47,8 @@ def run(
     """
     pipe = load_pipeline(model)
     pipe.unet.to(memory_format=torch.channels_last)
-    texts = load_prompts("novel")
-    texts = texts[:: max(1, len(texts) // prompts)][:prompts]
-    noise = torch.cat(
-        [torch.randn(1, *_latent_shape(pipe), generator=torch.Generator().manual_seed(seed + i))
-         for i in range(len(texts))]
-    )  # fmt: skip
+    texts = spaced(load_prompts("novel"), prompts)
+    noise = first_noise(pipe, seed, len(texts))
     denoiser = GuidedDenoiser(pipe, texts, guidance)
     jobs = _jobs(pipe, calls)
     total = sum(len(plan) for *_, plan in jobs) + reference_steps
@@ -82,11 +78,6 @@ def run(
         "best": _best(results, calls),
         "claim": _claim(results),
     }
-
-
-def _latent_shape(pipe: Any) -> tuple[int, int, int]:
-    config = pipe.unet.config
-    return config.in_channels, config.sample_size, config.sample_size
 
 
 def _jobs(pipe: Any, calls: list[int]) -> list[tuple[str, str, str | None, int, Plan]]:

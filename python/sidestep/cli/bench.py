@@ -78,7 +78,7 @@ def adaptive(
     ] = None,
     steps: Annotated[
         list[int] | None,
-        typer.Option(help="Steps (repeat); 250 is worth a look with ddim. Default: 50 25."),
+        typer.Option(help="Steps (repeat). Default: 50 25."),
     ] = None,
     policies: Annotated[
         str,

@@ -64,14 +64,13 @@ def compare(
     results = [_result(run, runs[0], min(batch, len(texts))) for run in runs]
     files = _draw(runs, texts, out, settings)
     if as_json:
-        common.print_json(
-            {
-                "command": "compare", "environment": environment(pipe.device.type), "model": model,
-                "prompts": len(texts), "guidance": guidance, "seed": seed, "results": results,
-                "baseline": {"solver": runs[0].solver, "steps": baseline_steps},
-                "pictures": [str(file) for file in files],
-            }
-        )  # fmt: skip
+        document = {
+            "command": "compare", "environment": environment(pipe.device.type), "model": model,
+            "prompts": len(texts), "guidance": guidance, "seed": seed, "results": results,
+            "baseline": {"solver": runs[0].solver, "steps": baseline_steps},
+            "pictures": [str(file) for file in files],
+        }  # fmt: skip
+        common.print_json(document)
         return
     _print_table(results)
     print("pictures: " + ", ".join(str(file) for file in files))
@@ -79,7 +78,7 @@ def compare(
 
 def _result(run: Run, plain: Run, batch: int) -> dict[str, Any]:
     """One entry of the JSON contract (design, section 8)."""
-    from sidestep.metrics import mean_psnr, psnr, ssim
+    from sidestep.metrics import mean_psnr, percentile, psnr, ssim
 
     same = run is plain
     decibels = psnr(run.images, plain.images)
@@ -93,7 +92,7 @@ def _result(run: Run, plain: Run, batch: int) -> dict[str, Any]:
         "seconds": run.median_seconds,
         "speedup": plain.median_seconds / run.median_seconds,
         "psnr": None if same else mean_psnr(decibels),
-        "psnr_p10": None if same else sorted(decibels)[len(decibels) // 10],
+        "psnr_p10": None if same else percentile(decibels, 0.1),
         "ssim": None if same else sum(values := ssim(run.images, plain.images)) / len(values),
         "layers": None,
     }

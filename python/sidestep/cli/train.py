@@ -97,7 +97,7 @@ def adaptive(
 ) -> None:
     """Trains the predictor of `Adaptive(mode="learned")` on trajectories of the bundled model.
 
-    About 8 minutes on one core, nearly all of it recording.
+    Nearly all of the time goes into recording.
     """
     from sidestep.report.progress import progress
     from sidestep.training.adaptive_predictor import PredictorTraining, train_predictor
@@ -130,4 +130,5 @@ def _report(command: str, result: Any, as_json: bool, **figures: float) -> None:
         common.print_json(document)
         return
     minutes = result.seconds / 60
-    print(f"saved in {result.out}: {len(result.losses)} iterations, {minutes:.0f} min, {figures}")
+    told = ", ".join(f"{name} {value:g}" for name, value in figures.items())
+    print(f"saved in {result.out}: {len(result.losses)} iterations, {minutes:.0f} min, {told}")

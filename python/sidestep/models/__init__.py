@@ -95,7 +95,9 @@ def load_prompts(source: str) -> list[str]:
     prompts = [line for line in lines if line]
     if not prompts:
         raise UserError(f"--prompts: {source} holds no prompt, expected one a line")
-    if source == "trained":
-        stride = max(1, len(prompts) // 64)
-        prompts = prompts[::stride][:64]
-    return prompts
+    return spaced(prompts, 64) if source == "trained" else prompts
+
+
+def spaced(texts: list[str], count: int) -> list[str]:
+    """``count`` of the texts, evenly spaced; all of them if there are not as many."""
+    return texts[:: max(1, len(texts) // count)][:count]

@@ -14,7 +14,6 @@ whatever would give away a prompt of the test set, `compositions.txt`, is left o
 from __future__ import annotations
 
 import math
-import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
@@ -26,7 +25,9 @@ import torch
 from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
+from sidestep.adapters.denoiser import GuidedDenoiser
 from sidestep.errors import UserError
+from sidestep.runtime.files import write_whole
 from sidestep.runtime.methods.criteria.learned import FORMAT, SIGNALS, TENSORS, Predictor, Signals
 from sidestep.runtime.methods.criterion import Course, Observation
 from sidestep.runtime.methods.reuse import HISTORY
@@ -203,7 +204,7 @@ def record(
         share = torch.rand(len(texts), generator=generator)
         weight = GUIDANCE[0] + (GUIDANCE[1] - GUIDANCE[0]) * share
         computed = random_policy(len(plan), len(texts), generator)
-        model = denoiser(pipe, texts, weight)
+        model = GuidedDenoiser(pipe, list(texts), weight[:, None, None, None])
         x = noise * plan.initial_scale
         parts.append(record_run(model, plan, x, computed, settings.reuse))
         if recorded is not None:
@@ -221,25 +222,6 @@ def random_policy(
     for k in range(LONGEST, steps):
         computed[k] |= ~computed[k - LONGEST : k].any(0)
     return computed
-
-
-def denoiser(
-    pipe: Any,
-    prompts: Sequence[str],
-    guidance: Tensor,  # [rows]
-) -> Callable[[Tensor, float], Tensor]:
-    """The pipeline's model under guidance: ``(x [rows, ...], t) -> u``."""
-    texts = pipe.encode_prompt(list(prompts), "cpu", 1, True)
-    states = torch.cat([texts[1], texts[0]])  # without and with the prompt
-    scale = guidance[:, None, None, None]
-
-    @torch.no_grad()
-    def model(x: Tensor, t: float) -> Tensor:
-        both = pipe.unet(torch.cat([x, x]), t, encoder_hidden_states=states).sample
-        without, with_prompt = both.chunk(2)
-        return without + scale * (with_prompt - without)
-
-    return model
 
 
 def record_run(
@@ -329,11 +311,6 @@ def explained(predictor: Predictor, samples: Samples) -> float:
 
 
 def save_predictor(predictor: Predictor, path: Path) -> None:
-    """Writes the file through a temporary one, so that no half file is ever left."""
+    """Writes the file, whole or not at all."""
     tensors = {name: getattr(predictor, name).contiguous() for name in TENSORS}
-    partial = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        partial.write_bytes(to_bytes(tensors, {"format": FORMAT, "reuse": predictor.reuse}))
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    write_whole(path, to_bytes(tensors, {"format": FORMAT, "reuse": predictor.reuse}))

@@ -28,8 +28,14 @@ from torch import Tensor, nn
 
 from sidestep.errors import UserError
 from sidestep.training.emoji_data import SIDE, load_emoji, on_white
-from sidestep.training.emoji_folder import check_folders, load_models, read_lines, save_pipeline
-from sidestep.training.optimise import Average, Progress, check_settings, optimise
+from sidestep.training.emoji_folder import (
+    check_folders,
+    init_folder,
+    load_models,
+    read_lines,
+    save_pipeline,
+)
+from sidestep.training.optimise import Average, Progress, check_settings, optimise, seed_all
 
 VOCABULARY = 2048
 LATENT_NOISE = 0.1
@@ -91,17 +97,12 @@ def train_codec(settings: CodecTraining, progress: Progress | None = None) -> Co
     """
     from diffusers import AutoencoderTiny
 
-    from sidestep.models import BUNDLED
-
     start = time.monotonic()
-    init = BUNDLED["emoji-sd"] if settings.init is None else Path(settings.init)
-    out = Path(settings.out)
+    init, out = init_folder(settings.init), Path(settings.out)
     check_folders(init, out)
     emoji = load_emoji(settings.data)
     pictures = load_pictures(Path(settings.data))
-    if settings.threads:
-        torch.set_num_threads(settings.threads)
-    torch.manual_seed(settings.seed)
+    seed_all(settings.seed, settings.threads)
     vae: Any = AutoencoderTiny.from_config(AutoencoderTiny.load_config(init, subfolder="vae"))
     vae = vae.to(memory_format=torch.channels_last).train()
     average = Average(list(vae.parameters()), settings.ema)

@@ -37,6 +37,13 @@ def read_lines(path: Path) -> list[str]:
     return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
 
 
+def init_folder(init: str | Path | None) -> Path:
+    """The pipeline folder that a run starts from: the bundled model's where none was given."""
+    from sidestep.models import BUNDLED
+
+    return BUNDLED["emoji-sd"] if init is None else Path(init)
+
+
 def check_folders(init: Path, out: Path) -> None:
     """Refuses folders that cannot be read or should not be written, before any work is done.
 

@@ -27,13 +27,14 @@ from sidestep.training.emoji_folder import (
     Encoded,
     check_folders,
     encode,
+    init_folder,
     load_alphas,
     load_models,
     read_lines,
     save_pipeline,
 )
 from sidestep.training.emoji_mix import Mix, build_examples
-from sidestep.training.optimise import Average, Progress, check_settings, optimise
+from sidestep.training.optimise import Average, Progress, check_settings, optimise, seed_all
 
 SHARES = {"focus": 0.35, "plain": 0.15, "moved": 0.10, "coloured": 0.20, "collage": 0.20}
 CAPTION_DROPOUT = 0.1
@@ -86,13 +87,6 @@ class EmojiTraining:
         if not 0 <= self.ema < 1:
             raise UserError(f"training: ema is {self.ema}, expected at least 0 and below 1")
 
-    @property
-    def init_folder(self) -> Path:
-        """The folder the run starts from, the bundled model's where none was given."""
-        from sidestep.models import BUNDLED
-
-        return BUNDLED["emoji-sd"] if self.init is None else Path(self.init)
-
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingResult:
@@ -115,12 +109,10 @@ def train(settings: EmojiTraining, progress: Progress | None = None) -> Training
         UserError: The data, init or output folder cannot be used; the message says what to do.
     """
     start = time.monotonic()
-    init, out = settings.init_folder, Path(settings.out)
+    init, out = init_folder(settings.init), Path(settings.out)
     check_folders(init, out)
     emoji = load_emoji(settings.data)
-    if settings.threads:
-        torch.set_num_threads(settings.threads)
-    torch.manual_seed(settings.seed)
+    seed_all(settings.seed, settings.threads)
     mix = Mix(
         held_out=HeldOut(read_lines(init / "compositions.txt")),
         focus=frozenset(read_lines(init / "captions.txt")),
@@ -182,7 +174,7 @@ def denoising_loss(
 def model_card(settings: EmojiTraining, losses: list[float], captions: int) -> str:
     """The README of the folder: what it was trained on and how, attributions included."""
     recent = losses[-100:]
-    start = "random weights" if settings.from_scratch else f"`{settings.init_folder.name}`"
+    start = "random weights" if settings.from_scratch else f"`{init_folder(settings.init).name}`"
     length = f"{settings.minutes} minutes" if settings.minutes else f"{settings.iterations} steps"
     return f"""# emoji-sd: a small, real Stable Diffusion pipeline
 

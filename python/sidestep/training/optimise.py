@@ -45,6 +45,13 @@ def check_settings(settings: Run, positive: Sequence[str], at_least_zero: Sequen
             raise UserError(f"training: {name} is {getattr(settings, name)}, expected 0 or more")
 
 
+def seed_all(seed: int, threads: int) -> None:
+    """What every run begins with: torch's seed, and its threads unless 0 leaves them alone."""
+    if threads:
+        torch.set_num_threads(threads)
+    torch.manual_seed(seed)
+
+
 def optimise(
     settings: Run,
     start: float,
