@@ -29,13 +29,15 @@ class Adaptive:
             makes about 20 calls of 50 DDIM steps of the bundled model (docs/results/adaptive.md).
         max_skip: Most skips in a row. In mode ``"paper"`` the first run may be 5 long.
         reuse: What a skipped step goes on with, of the outputs computed before it: ``"hold"``,
-            ``"linear"``, ``"quadratic"``, ``"interleave"``, or, in mode ``"error-control"`` only,
-            ``"damped"`` (`sidestep.runtime.methods.reuse`).
+            ``"linear"``, ``"quadratic"``, ``"interleave"`` or ``"damped"``
+            (`sidestep.runtime.methods.reuse`). ``"damped"`` looks at the outputs: where the host
+            hides them, every step is computed.
         warm_up: First steps, always computed.
         protect_last: Last steps, always computed where the host says how many there are.
         debt: Whether the criterion's values add up over a run of skips.
-        predictor: File of the learned criterion's weights, from ``sidestep train adaptive``; None
-            for the one that ships.
+        gradual: Whether a run of skips is at most one step longer than the run before it.
+        predictor: In mode ``"learned"``, the file of its weights, from ``sidestep train adaptive``;
+            None for the one that ships.
 
     Raises:
         ValueError: A setting is out of range, or the mode is unknown or has no such setting.
@@ -48,12 +50,18 @@ class Adaptive:
     warm_up: int | None = None
     protect_last: int | None = None
     debt: bool | None = None
+    gradual: bool | None = None
     predictor: str | None = None
 
     def __post_init__(self) -> None:
         if self.mode not in CRITERIA:
             known = ", ".join(map(repr, CRITERIA))
             raise ValueError(f"Adaptive: mode is {self.mode!r}, expected one of: {known}")
+        if self.predictor is not None and self.mode != "learned":
+            raise ValueError(
+                f"Adaptive: predictor is {self.predictor!r}, expected None in mode {self.mode!r}; "
+                "only mode 'learned' has one"
+            )
         for field in fields(Gate):
             if getattr(self, field.name) is None:
                 own = getattr(CRITERIA[self.mode].DEFAULTS, field.name)

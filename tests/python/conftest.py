@@ -1,10 +1,12 @@
-"""Two tiny pipelines as fixtures."""
+"""Two tiny pipelines as fixtures, and what a tiny training starts from."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import tiny_emoji
 import tiny_pipelines
 
 if TYPE_CHECKING:
@@ -21,3 +23,15 @@ def pipe(request: pytest.FixtureRequest) -> Any:
 def sd() -> StableDiffusionPipeline:
     """A tiny Stable Diffusion pipeline (DDIM)."""
     return tiny_pipelines.tiny_sd()
+
+
+@pytest.fixture(scope="session")
+def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder laid out as the npm package, with six discs of different colours."""
+    return tiny_emoji.write_package(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Stable Diffusion pipeline folder with a UNet of a few thousand weights."""
+    return tiny_emoji.write_pipeline(tmp_path_factory.mktemp("models") / "tiny")

@@ -190,11 +190,13 @@ def test_a_mode_fills_in_what_was_left_out(mode: str) -> None:
         ({"protect_last": -1}, "protect_last is -1, expected a whole number >= 0"),
         ({"mode": "windowed", "reuse": "cubic"}, "reuse is 'cubic', expected one of: 'hold'"),
         (
-            {"mode": "features", "reuse": "damped"},
-            "reuse='damped' needs the measured error of mode",
+            {"mode": "features", "predictor": "mine.safetensors"},
+            "predictor is 'mine.safetensors', expected None in mode 'features'; only mode",
         ),
+        ({"predictor": "x"}, "expected None in mode 'error-control'"),
         ({"mode": "paper", "reuse": "linear"}, "mode 'paper' is the published program, with reuse"),
         ({"mode": "paper", "debt": True}, "debt=False only, got True"),
+        ({"mode": "paper", "gradual": True}, "gradual=False only, got True"),
     ],
 )
 def test_bad_settings_are_refused(settings: dict, sentence: str) -> None:

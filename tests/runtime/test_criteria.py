@@ -12,7 +12,7 @@ import torch
 from sidestep.runtime.methods.adaptive import Adaptive
 from sidestep.runtime.methods.criteria.gate import Gate, Gated
 from sidestep.runtime.methods.criterion import Course, Criterion, Decision, Observation
-from sidestep.runtime.methods.reuse import reuse_weights
+from sidestep.runtime.methods.reuse import reuse_weights, straightness
 
 FORMULAS = ["third-difference", "elementwise", "windowed", "entropy", "features"]
 MODES = [*FORMULAS, "learned"]
@@ -94,7 +94,7 @@ def measured(mode: str, path: Trajectory, computed: np.ndarray, rows: slice) -> 
     criterion.start(Course(rows=len(chosen), steps=STEPS))
     numbers = []
     for k in range(STEPS):
-        value = criterion.measure(path.seen(k, computed[k].tolist(), rows))
+        value = criterion.number(path.seen(k, computed[k].tolist(), rows))
         assert value is None or (value.dtype == torch.float32 and value.shape == (len(chosen),))
         numbers.append(torch.full((len(chosen),), math.nan) if value is None else value)
     return torch.stack(numbers).numpy()
@@ -132,7 +132,7 @@ def test_what_the_host_overwrites_is_not_read_later(mode: str, trajectory: Traje
     for k in range(STEPS):
         seen = trajectory.seen(k, computed[k].tolist())
         buffers = [seen.x.clone(), seen.x_next.clone(), trajectory.outputs[k].clone()]
-        value = criterion.measure(
+        value = criterion.number(
             Observation(
                 step=k, x=buffers[0], x_next=buffers[1], output=buffers[2], computed=seen.computed
             )
@@ -158,7 +158,9 @@ def drive(criterion: Criterion, path: Trajectory, course: Course) -> list[Decisi
 def test_decisions_follow_the_number(mode: str, trajectory: Trajectory) -> None:
     values = measured(mode, trajectory, np.ones((STEPS, ROWS), bool), slice(None))
     threshold = float(np.nanmedian(values[3:]))
-    settings = Adaptive(mode=mode, threshold=threshold, debt=False, max_skip=STEPS)
+    settings = Adaptive(
+        mode=mode, threshold=threshold, debt=False, max_skip=STEPS, warm_up=4, gradual=False
+    )
     decisions = drive(settings.criterion(), trajectory, Course(rows=ROWS))
     assert all(d.reasons == ["warm-up"] * ROWS and d.value is None for d in decisions[:3])
     for decision in decisions[3:]:
@@ -208,6 +210,15 @@ def test_first_and_last_steps_are_computed() -> None:
     assert words([0.0] * 3, Course(rows=1), warm_up=1, protect_last=2) == ["skipped"] * 3
 
 
+def test_a_gradual_run_is_one_step_longer_at_most_than_the_run_before() -> None:
+    after = words([0.0] * 22, Course(rows=1), warm_up=2, max_skip=4, gradual=True)
+    runs = "".join("." if word == "skipped" else "#" for word in after)
+    assert runs == "#.#..#...#....#....#.."
+    values = [0.0] * 4 + [2.0] + [0.0] * 4
+    cut = words(values, Course(rows=1), warm_up=2, gradual=True)  # after one skip instead of two
+    assert cut[3:] == ["skipped", "criterion", "skipped", "skipped", "cap", "skipped"]
+
+
 def test_debt_adds_up_over_a_run_and_is_paid_by_computing() -> None:
     reasons = words([0.4] * 9, Course(rows=1), warm_up=1, max_skip=9)
     assert reasons == ["skipped", "skipped", "criterion"] * 3
@@ -255,6 +266,39 @@ def test_weights_are_of_each_rows_own_computed_steps(
     assert 0.1 < 1 - called.mean() < 0.9
 
 
+def damped(path: Trajectory, computed: list[int], wanted: int, row: int, course: Course) -> float:
+    """The damping of one row's slope at the step wanted, float64; computed: newest first."""
+    assert course.log_snr is not None
+    u, at = path.outputs[:, row].double().flatten(1).numpy(), course.log_snr
+    share = 0.5
+    if len(computed) > 2:
+        b, i, j = computed[:3]
+        line = (u[i] - u[j]) * (at[b] - at[i]) / (at[i] - at[j])
+        share = min(1, max(0, (u[b] - u[i]) @ line / (line @ line)))
+    return max(share, straightness(computed, wanted, course))
+
+
+@pytest.mark.parametrize("multistep", [False, True])
+@pytest.mark.parametrize("mode", FORMULAS)
+def test_every_mode_can_damp_its_line(mode: str, multistep: bool, trajectory: Trajectory) -> None:
+    values = measured(mode, trajectory, np.ones((STEPS, ROWS), bool), slice(None))
+    settings = Adaptive(mode=mode, threshold=float(np.nanmedian(values[3:])), reuse="damped")
+    log_snr = np.cumsum(np.random.default_rng(1).random(STEPS) / 4 + 0.1).tolist()
+    course = Course(rows=ROWS, steps=STEPS, log_snr=log_snr, multistep=multistep)
+    decisions = drive(settings.criterion(), trajectory, course)
+    called = np.array([[True] * ROWS] + [d.compute for d in decisions])[:STEPS]
+    shares = []
+    for k, decision in enumerate(decisions[:-1]):
+        for row in np.flatnonzero(~called[k + 1]):
+            computed = [i for i in range(k + 1) if called[i, row]][::-1]
+            share = damped(trajectory, computed, k + 1, row, course)
+            expected = reuse_weights("linear", computed, k + 1, log_snr, share)
+            assert decision.weights is not None
+            assert decision.weights[row] == pytest.approx(expected, abs=1e-4)
+            shares.append(share)
+    assert len(shares) > 20 and min(shares) < 0.9 < max(shares)
+
+
 @pytest.mark.parametrize("mode", FORMULAS)
 def test_hold_needs_no_weights_and_one_output(mode: str, trajectory: Trajectory) -> None:
     criterion = Adaptive(mode=mode, reuse="hold", threshold=1e9).criterion()
@@ -278,9 +322,12 @@ def test_starting_again_forgets(mode: str, trajectory: Trajectory) -> None:
     )
 
 
-@pytest.mark.parametrize("mode", ["features", "learned"])
-def test_a_hidden_output_computes_and_says_so(mode: str, trajectory: Trajectory) -> None:
-    criterion = Adaptive(mode=mode).criterion()
+@pytest.mark.parametrize(
+    "settings",
+    [{"mode": "features"}, {"mode": "learned"}, {"mode": "elementwise", "reuse": "damped"}],
+)
+def test_a_hidden_output_computes_and_says_so(settings: dict, trajectory: Trajectory) -> None:
+    criterion = Adaptive(**settings).criterion()
     criterion.start(Course(rows=ROWS))
     for k in range(6):
         seen = trajectory.seen(k, [True] * ROWS)
@@ -290,9 +337,12 @@ def test_a_hidden_output_computes_and_says_so(mode: str, trajectory: Trajectory)
         assert criterion.observe(hidden).reasons == ["output hidden"] * ROWS
 
 
-@pytest.mark.parametrize("mode", ["paper", *MODES])
+@pytest.mark.parametrize(
+    "mode, reuse",
+    [*((mode, None) for mode in ("paper", "error-control", *MODES)), ("elementwise", "damped")],
+)
 def test_at_most_one_read_of_the_device_a_step(
-    mode: str, trajectory: Trajectory, monkeypatch: pytest.MonkeyPatch
+    mode: str, reuse: str | None, trajectory: Trajectory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reads = []
 
@@ -309,7 +359,7 @@ def test_at_most_one_read_of_the_device_a_step(
 
     for name in ("item", "tolist", "cpu", "numpy", "__bool__", "__float__", "__int__"):
         count(name)
-    criterion = Adaptive(mode=mode, threshold=1e9).criterion()
+    criterion = Adaptive(mode=mode, threshold=1e9, reuse=reuse).criterion()
     criterion.start(Course(rows=ROWS, steps=STEPS))
     for k in range(STEPS):
         reads.clear()

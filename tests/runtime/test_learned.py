@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from sidestep.runtime.methods.adaptive import Adaptive
+from sidestep.runtime.methods.criteria.carried_error import carried_error
 from sidestep.runtime.methods.criteria.learned import (
     FORMAT,
     SIGNALS,
@@ -18,10 +19,11 @@ from sidestep.runtime.methods.criteria.learned import (
     Signals,
     load_predictor,
 )
+from sidestep.runtime.methods.criteria.reused import Reused
 from sidestep.runtime.methods.criterion import Course, Observation
 
 ROWS, STEPS, SIZE = 3, 16, 24
-LOG_SNR = np.cumsum(np.random.default_rng(0).random(STEPS) + 0.1) - 4
+LOG_SNR = np.cumsum(np.random.default_rng(0).random(STEPS) / 4 + 0.1) - 4
 rng = np.random.default_rng(5)
 LATENTS = np.cumsum(rng.standard_normal((STEPS + 1, ROWS, SIZE)), 0).astype(np.float32)
 OUTPUTS = np.cumsum(rng.standard_normal((STEPS, ROWS, SIZE)), 0).astype(np.float32)
@@ -29,82 +31,100 @@ COMPUTED = rng.random((STEPS, ROWS)) < 0.6
 COMPUTED[:3] = True
 
 
-def signals(log_snr: list[float] | None, rows: slice = slice(None)) -> list[torch.Tensor | None]:
-    """Ours, after every step."""
+def course(log_snr: list[float] | None, rows: int = ROWS, multistep: bool = False) -> Course:
+    return Course(rows=rows, steps=STEPS, log_snr=log_snr, multistep=multistep)
+
+
+def seen(k: int, rows: slice = slice(None), computed: np.ndarray = COMPUTED) -> Observation:
     x, u = torch.tensor(LATENTS)[:, rows], torch.tensor(OUTPUTS)[:, rows]
-    computed = COMPUTED[:, rows].tolist()
-    formed = Signals(Course(rows=x.shape[1], steps=STEPS, log_snr=log_snr), "linear")
-    return [
-        formed.put(Observation(step=k, x=x[k], x_next=x[k + 1], output=u[k], computed=computed[k]))
-        for k in range(STEPS)
-    ]
+    return Observation(
+        step=k, x=x[k], x_next=x[k + 1], output=u[k], computed=computed[k, rows].tolist()
+    )
 
 
-def transcribed(k: int, row: int) -> list[float]:
-    """The ten numbers before their logarithm (but lambda), float64."""
-    x, u = LATENTS[:, row].astype(float), OUTPUTS[:, row].astype(float)
-    delta = np.abs(np.diff(x, axis=0)).mean(1)
+def signals(
+    log_snr: list[float] | None,
+    rule: str = "damped",
+    rows: slice = slice(None),
+    multistep: bool = False,
+) -> list[torch.Tensor | None]:
+    """Ours, after every step."""
+    reused = Reused(course(log_snr, len(range(ROWS)[rows]), multistep), rule)
+    formed = Signals(reused)
+    numbers = []
+    for k in range(STEPS):
+        reused.put(seen(k, rows))
+        numbers.append(formed.put(seen(k, rows)))
+    return numbers
+
+
+def transcribed(k: int, row: int, rule: str, multistep: bool) -> list[float]:
+    """The signals of one row in float64, from the start."""
+    u = OUTPUTS[:, row].astype(float)
+    rms = lambda v: math.sqrt((v**2).mean())  # noqa: E731
     fresh = [i for i in range(k + 1) if COMPUTED[i, row]]
-    error = change = math.nan
-    if len(fresh) >= 2:
-        i, j = fresh[-1], fresh[-2]
-        before = [j, fresh[-3]] if len(fresh) > 2 else [j]
-        line = u[j]
-        if len(before) == 2:
-            slope = (u[j] - u[before[1]]) / (LOG_SNR[j] - LOG_SNR[before[1]])
-            line = u[j] + slope * (LOG_SNR[i] - LOG_SNR[j])
-        size = np.abs(u[i]).mean()
-        error = np.abs(u[i] - line).mean() / size
-        change = np.abs(u[i] - u[j]).mean() / size / (i - j)
-    reach = 1.0
-    if len(fresh) >= 2:
-        ahead = LOG_SNR[k + 1] - LOG_SNR[fresh[-1]]
-        reach = ahead / (LOG_SNR[fresh[-1]] - LOG_SNR[fresh[-2]])
-    third = np.abs(x[k + 1] - 3 * x[k] + 3 * x[k - 1] - x[k - 2]).mean() / 2
+    measured = [(math.nan, math.nan, 0.5)]
+    for n in range(1, len(fresh)):
+        b, i, j = fresh[n], fresh[n - 1], fresh[n - 2]
+        line = np.zeros(SIZE)
+        damping = 1.0
+        if n > 1:
+            line = (u[i] - u[j]) * (LOG_SNR[b] - LOG_SNR[i]) / (LOG_SNR[i] - LOG_SNR[j])
+        if rule == "damped":
+            reach = LOG_SNR[b] - LOG_SNR[j if n > 1 else i]
+            damping = max(measured[-1][2], 0 if multistep else 1 / (1 + (reach / 0.7) ** 8))
+        error = math.log(rms(u[b] - u[i] - damping * line) / rms(u[b]) + 1e-6)
+        change = math.log(rms(u[b] - u[i]) / rms(u[b]) / (b - i) + 1e-6)
+        share = min(1, max(0, (u[b] - u[i]) @ line / (line @ line))) if n > 1 else 0.5
+        measured.append((error, change, share))
+    spans = [*np.diff(fresh)[::-1][:2].tolist(), 1, 1][:2]
     return [
-        abs((delta[k] + delta[k - 2]) / 2 - delta[k - 1]) / delta[k - 1],
-        third / delta[k - 1],
-        delta[k] / delta[k - 1],
-        delta[k] / np.abs(x[k + 1]).mean(),
-        error,
-        change,
-        reach,
-        k + 1 - fresh[-1],
-        math.exp(LOG_SNR[k + 1]),
-        LOG_SNR[k + 1] - LOG_SNR[k],
+        *measured[-1],
+        *measured[-2],
+        *np.log([*spans, k + 1 - fresh[-1]]),
+        math.log(LOG_SNR[k + 1] - LOG_SNR[fresh[-1]]),
+        math.log(LOG_SNR[k + 1] - LOG_SNR[k]),
+        LOG_SNR[k + 1],
+        float(multistep),
     ]
 
 
-def test_signals_equal_their_transcription() -> None:
-    ours = signals(LOG_SNR.tolist())
-    assert ours[0] is None and ours[1] is None
-    for k in range(2, STEPS - 1):
+@pytest.mark.parametrize("multistep", [False, True])
+@pytest.mark.parametrize("rule", ["damped", "linear"])
+def test_signals_equal_their_transcription(rule: str, multistep: bool) -> None:
+    ours = signals(LOG_SNR.tolist(), rule, multistep=multistep)
+    assert ours[0] is None
+    for k in range(1, STEPS - 1):
         formed = ours[k]
         assert formed is not None and formed.shape == (ROWS, len(SIGNALS))
         for row in range(ROWS):
-            expected = np.log(transcribed(k, row))
-            np.testing.assert_allclose(formed[row].numpy(), expected, rtol=1e-4, atol=1e-3)
+            expected = transcribed(k, row, rule, multistep)
+            assert np.isnan(expected).any() == (k == 1)
+            np.testing.assert_allclose(formed[row].numpy(), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_signals_of_lambda_are_left_open_where_it_is_not_known() -> None:
+    open_ = [False] * 9 + [True] * 3 + [False]
     for ours in (signals(None)[5], signals([*LOG_SNR[:6].tolist(), math.inf])[5]):
         assert ours is not None
-        assert ours.isnan().all(0).tolist() == [False] * 8 + [True] * 2
+        assert ours.isnan().all(0).tolist() == open_
     last = signals(LOG_SNR.tolist())[-1]  # no step comes after it
-    assert last is not None and last[:, -2:].isnan().all() and last[:, :-2].isfinite().all()
+    assert last is not None and last.isnan().all(0).tolist() == open_
+    noise = signals([-math.inf, *LOG_SNR[1:].tolist()])[2]
+    assert noise is not None and noise.isfinite().all()
 
 
 def test_signals_of_a_row_do_not_depend_on_the_others() -> None:
-    together = signals(LOG_SNR.tolist())[2:]
+    together = signals(LOG_SNR.tolist())[1:]
     for row in range(ROWS):
-        alone = signals(LOG_SNR.tolist(), slice(row, row + 1))[2:]
+        alone = signals(LOG_SNR.tolist(), rows=slice(row, row + 1))[1:]
         for a, b in zip(alone, together, strict=True):
             assert a is not None and b is not None
             assert a.dtype == torch.float32
             torch.testing.assert_close(a[0], b[row], rtol=0, atol=0, equal_nan=True)
 
 
-def predictor(units: int = 5, reuse: str = "linear") -> Predictor:
+def predictor(units: int = 5, reuse: str = "damped") -> Predictor:
     generator = torch.Generator().manual_seed(1)
     n = len(SIGNALS)
     return Predictor(
@@ -136,25 +156,30 @@ def saved(path: Path, f: Predictor, **metadata: str) -> str:
     return str(path)
 
 
-def test_the_file_decides(tmp_path: Path) -> None:
+@pytest.mark.parametrize("snr", [LOG_SNR.tolist(), (LOG_SNR + 3).tolist(), None])
+def test_the_file_decides(snr: list[float] | None, tmp_path: Path) -> None:
     f = predictor()
     path = saved(tmp_path / "f.safetensors", f)
     read = load_predictor(path)
-    assert read.reuse == "linear" and torch.equal(read.hidden, f.hidden)
-    settings = Adaptive(mode="learned", predictor=path, threshold=1e9, debt=False)
+    assert read.reuse == "damped" and torch.equal(read.hidden, f.hidden)
+    settings = Adaptive(mode="learned", predictor=path, threshold=1e30, debt=False)
     criterion = settings.criterion()
-    criterion.start(Course(rows=ROWS, steps=STEPS, log_snr=LOG_SNR.tolist()))
-    x, u = torch.tensor(LATENTS), torch.tensor(OUTPUTS)
+    criterion.start(course(snr))
     for k in range(4):
-        seen = Observation(step=k, x=x[k], x_next=x[k + 1], output=u[k], computed=[True] * ROWS)
-        decision = criterion.observe(seen)
+        decision = criterion.observe(seen(k, computed=np.ones((STEPS, ROWS), bool)))
     assert decision.compute == [False] * ROWS and decision.value is not None
-    formed = Signals(Course(rows=ROWS, steps=STEPS, log_snr=LOG_SNR.tolist()), "linear")
+    reused = Reused(course(snr), "damped")
+    formed = Signals(reused)
     for k in range(4):
-        seen = Observation(step=k, x=x[k], x_next=x[k + 1], output=u[k], computed=[True] * ROWS)
-        numbers = formed.put(seen)
+        step = seen(k, computed=np.ones((STEPS, ROWS), bool))
+        reused.put(step)
+        numbers = formed.put(step)
     assert numbers is not None
-    assert torch.equal(decision.value, f(numbers).exp())
+    size = torch.tensor(OUTPUTS[3]).square().mean(1).sqrt()
+    early = 1.7 if snr is not None and snr[4] < -1 else 1.0
+    assert (early > 1) == (snr == LOG_SNR.tolist())
+    error = early * carried_error(course(snr))[4] * size * f(numbers).exp()
+    torch.testing.assert_close(decision.value, error * (error / 0.003) ** 0.4)
 
 
 def test_files_that_are_no_predictor_are_refused(tmp_path: Path) -> None:
@@ -170,16 +195,17 @@ def test_files_that_are_no_predictor_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"part is no predictor of this version"):
         Adaptive(mode="learned", predictor=str(tmp_path / "part"))
     held = saved(tmp_path / "held", predictor(reuse="hold"))
-    with pytest.raises(ValueError, match="trained for reuse='hold', got 'linear'"):
+    with pytest.raises(ValueError, match="trained for reuse='hold', got 'damped'"):
         Adaptive(mode="learned", predictor=held)
     assert Adaptive(mode="learned", predictor=held, reuse="hold").criterion().history == 1
 
 
 def test_the_one_that_ships() -> None:
     f = load_predictor(None)
-    assert f.reuse == "linear"
+    assert f.reuse == "damped"
     assert all(torch.isfinite(getattr(f, name)).all() for name in ("centre", "hidden", "outer"))
-    usual = f.centre[None].repeat(3, 1)
-    usual[:, SIGNALS.index("ln error")] += f.spread[SIGNALS.index("ln error")] * torch.arange(-1, 2)
-    errors = f(usual).exp().tolist()
-    assert 1e-4 < errors[0] < errors[1] < errors[2] < 1  # a worse reuse rule means more error
+    for name in ("ln error", "ln change", "ln skipped"):  # each means more error
+        usual = f.centre[None].repeat(3, 1)
+        usual[:, SIGNALS.index(name)] += f.spread[SIGNALS.index(name)] * torch.arange(-1, 2)
+        errors = f(usual).exp().tolist()
+        assert 1e-3 < errors[0] < errors[1] < errors[2] < 1, name

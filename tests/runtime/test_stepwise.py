@@ -318,7 +318,7 @@ def test_a_criterion_keeps_no_graph_alive() -> None:
     values = [step.value for step in driver._generation.steps if step.value is not None]
     decided = driver._generation.decision
     assert values and decided is not None and decided.value is not None
-    outputs = vars(driver.criterion)["_kept"].outputs
+    outputs = vars(driver.criterion)["reused"].kept.outputs
     assert outputs
     kept = [*values, decided.value, *outputs]
     assert not any(value.requires_grad for value in kept)

@@ -83,10 +83,41 @@ def emoji_sd(
     _report("emoji-sd", result, as_json, captions=len(result.captions))
 
 
+@app.command("emoji-dit")
+def emoji_dit(
+    data: Data,
+    out: Folder,
+    init: Init = None,
+    minutes: Minutes = None,
+    iterations: Iterations = None,
+    cool_down: Annotated[
+        int | None, typer.Option(help="Steps in which the rate falls from the checkpoint's to 0.")
+    ] = None,
+    resume: Annotated[bool, typer.Option(help="Go on from OUT.checkpoint if it is there.")] = False,
+    batch: common.Batch = 32,
+    lr: Rate = 8e-4,
+    seed: common.Seed = 0,
+    threads: Threads = 0,
+    as_json: common.Json = False,
+) -> None:
+    """Trains the bundled diffusion transformer on the pictures and latents of `emoji-sd`.
+
+    Needs `npm pack emoji-datasource-google@16.0.0`, unpacked with tar in the --data folder.
+    """
+    from sidestep.training.emoji_dit import TransformerTraining, train_transformer
+
+    settings = TransformerTraining(
+        out=out, data=data, init=init, minutes=minutes, iterations=iterations, cool_down=cool_down,
+        resume=resume, batch=batch, lr=lr, seed=seed, threads=threads,
+    )  # fmt: skip
+    result = train_transformer(settings, _tell)
+    _report("emoji-dit", result, as_json, captions=len(result.captions))
+
+
 @app.command("adaptive")
 def adaptive(
     out: Annotated[Path, typer.Option(help="The file to write (safetensors).")],
-    reuse: Annotated[str, typer.Option(help="The reuse rule whose error is learned.")] = "linear",
+    reuse: Annotated[str, typer.Option(help="The reuse rule whose error is learned.")] = "damped",
     trajectories: Annotated[int, typer.Option(help="Trajectories to record.")] = 224,
     batch: common.Batch = 16,
     iterations: Annotated[int, typer.Option(help="Steps of the fit.")] = 3000,

@@ -1,10 +1,11 @@
 """Trains the learned criterion of `Adaptive`: what would skipping the next step do?
 
-Trajectories of the bundled model are recorded while a random policy skips steps, so that the
-signals are also seen inside runs of skips. The model is called at every step all the same: beside
-each skipped or computed output u stands what the reuse rule would put in its place, u*, and
+Trajectories of the bundled model are recorded while a policy skips steps, half of them at random
+and half as mode "error-control" does, so that the signals are also seen inside runs of skips. The
+model is called at every step all the same: beside each skipped or computed output u stands what the
+reuse rule would put in its place, u*, and
 
-    f(s) = ln (mean |B (u* - u)| / mean |x'|)
+    f(s) = ln (rms(u* - u) / rms(u_b))        u_b: the newest computed output
 
 (`sidestep.runtime.methods.criteria.learned`) is fitted to the signals s of the step before, by
 least squares. The prompts are captions that the model was trained on and compositions of them;
@@ -16,7 +17,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +29,18 @@ from torch import Tensor, nn
 from sidestep.adapters.denoiser import GuidedDenoiser
 from sidestep.errors import UserError
 from sidestep.runtime.files import write_whole
+from sidestep.runtime.methods.adaptive import Adaptive
+from sidestep.runtime.methods.criteria.gate import Gate, Gated
 from sidestep.runtime.methods.criteria.learned import FORMAT, SIGNALS, TENSORS, Predictor, Signals
-from sidestep.runtime.methods.criterion import Course, Observation
+from sidestep.runtime.methods.criteria.reused import Reused, rms
+from sidestep.runtime.methods.criterion import Course, Criterion, Observation
 from sidestep.runtime.methods.reuse import HISTORY
 from sidestep.runtime.plan import Plan
+from sidestep.runtime.plan_course import plan_course
+from sidestep.training.average import Average
 from sidestep.training.emoji_data import PALETTE, HeldOut
 from sidestep.training.emoji_folder import read_lines
-from sidestep.training.optimise import Average, Progress, check_settings, optimise
+from sidestep.training.optimise import Progress, check_settings, optimise
 
 RUNS = (
     ("DDIMScheduler", 25),
@@ -47,8 +53,8 @@ RUNS = (
 )
 """Schedulers of diffusers and their steps: a batch each, in turn."""
 GUIDANCE = (3.0, 8.0)
-WARM_UP = 3  # steps computed first: the signals need three
-LONGEST = 12  # skips in a row
+WARM_UP = 3  # steps computed first
+THRESHOLDS = (0.003, 0.03)  # of mode "error-control", evenly in logarithm
 BATCH = 1024  # samples an iteration
 
 CHECKED = 8  # every eighth row of a batch is left out of the fit, and checks it
@@ -63,7 +69,7 @@ class PredictorTraining:
         reuse: The rule whose error is learned.
         trajectories: How many are recorded, the entries of `RUNS` in turn.
         batch: Trajectories a model call.
-        units: Hidden units; f has 12 a unit and one more.
+        units: Hidden units; f has 15 a unit and one more.
         iterations: Of the fit.
         lr: Its peak learning rate.
         seed: Of the prompts, the noise, the skips and the fit.
@@ -71,7 +77,7 @@ class PredictorTraining:
     """
 
     out: str | Path
-    reuse: str = "linear"
+    reuse: str = "damped"
     trajectories: int = 224
     batch: int = 16
     units: int = 16
@@ -203,67 +209,107 @@ def record(
         noise = torch.randn(len(texts), channels, side, side, generator=generator)
         share = torch.rand(len(texts), generator=generator)
         weight = GUIDANCE[0] + (GUIDANCE[1] - GUIDANCE[0]) * share
-        computed = random_policy(len(plan), len(texts), generator)
+        policy = Policy(plan_course(plan, rows=len(texts)), settings.reuse, generator)
         model = GuidedDenoiser(pipe, list(texts), weight[:, None, None, None])
         x = noise * plan.initial_scale
-        parts.append(record_run(model, plan, x, computed, settings.reuse))
+        parts.append(record_run(model, plan, x, policy, settings.reuse))
         if recorded is not None:
             recorded()
     return Samples.joined(parts)
 
 
-def random_policy(
-    steps: int, rows: int, generator: torch.Generator
-) -> Tensor:  # [steps, rows] bool, True where the step is computed
-    """Every row skips with a likelihood of its own, between never and nearly always."""
-    likely = torch.rand(rows, generator=generator)
-    computed = torch.rand(steps, rows, generator=generator) > likely
-    computed[:WARM_UP] = True
-    for k in range(LONGEST, steps):
-        computed[k] |= ~computed[k - LONGEST : k].any(0)
-    return computed
+class AtRandom(Gated):
+    """Skips with a likelihood: the threshold of a number between 0 and 1."""
+
+    DEFAULTS = Gate(
+        threshold=0.5, max_skip=40, warm_up=WARM_UP, protect_last=0, debt=False, gradual=True
+    )
+
+    def __init__(self, likely: float, generator: torch.Generator) -> None:
+        """Takes the likelihood, and where the numbers come from."""
+        super().__init__(replace(self.DEFAULTS, threshold=likely))
+        self._generator = generator
+
+    def begin(self) -> None:
+        """Keeps nothing."""
+
+    def measure(self, seen: Observation) -> Tensor:
+        """A number for each row."""
+        return torch.rand(len(seen.x), generator=self._generator)
+
+
+class Policy:
+    """Which rows compute the next step: half of them at random, half by their error.
+
+    Every row has a likelihood, or a threshold of mode "error-control", of its own.
+    """
+
+    def __init__(self, course: Course, reuse: str, generator: torch.Generator) -> None:
+        """Draws the likelihoods and the thresholds."""
+        self._rows: list[Criterion] = []
+        for row, share in enumerate(torch.rand(course.rows, generator=generator).tolist()):
+            low, high = THRESHOLDS
+            threshold = low * (high / low) ** share
+            settings = Adaptive(mode="error-control", threshold=threshold, reuse=reuse)
+            self._rows.append(settings.criterion() if row % 2 else AtRandom(share, generator))
+            self._rows[-1].start(replace(course, rows=1))
+
+    def __call__(self, seen: Observation) -> list[bool]:  # [rows]
+        """Sees that a step is done and decides the one after it."""
+        compute: list[bool] = []
+        for i, criterion in enumerate(self._rows):
+            row = slice(i, i + 1)
+            one = replace(
+                seen,
+                x=seen.x[row],
+                x_next=seen.x_next[row],
+                output=None if seen.output is None else seen.output[row],
+                computed=seen.computed[row],
+            )
+            compute += criterion.observe(one).compute
+        return compute
 
 
 def record_run(
     model: Callable[[Tensor, float], Tensor],
     plan: Plan,
     x: Tensor,  # [rows, ...]
-    computed: Tensor,  # [steps, rows] bool
+    policy: Callable[[Observation], Sequence[bool]],
     reuse: str,
 ) -> Samples:
     """One batch of trajectories under the policy, with the error of a skip at every step."""
-    log_snr = None if plan.log_snr is None else plan.log_snr.tolist()
-    course = Course(rows=len(x), steps=len(plan), log_snr=log_snr)
-    signals = Signals(course, reuse)
-    coefficient = np.abs(plan.matrices[:, 0, plan.registers]).tolist()  # B
-    latents, wrong = [x], [torch.zeros(len(x))]  # of the step that runs
-    outputs: list[Tensor] = []
-    known: list[Tensor | None] = [None]  # the signals of each step, formed before it
+    reused = Reused(plan_course(plan, rows=len(x)), reuse)
+    signals = Signals(reused)
+    latents, outputs = [x], [x]  # of the step that runs
+    computed: list[Sequence[bool]] = [[True] * len(x)]  # step by step
+    known: list[Tensor | None] = []  # the signals of each step but the first, formed before it
     errors: list[Tensor] = []
 
     def call(scaled: Tensor, t: float) -> Tensor:
-        k = len(known) - 1
         output = model(scaled, t)
+        k = len(known)
         if k:
-            foretold = signals.foretell(k)
-            wrong[0] = (foretold - output).abs().flatten(1).mean(1)
-            output = torch.where(computed[k].view(-1, *[1] * (x.ndim - 1)), output, foretold)
+            foretold = reused.foretell(k)
+            errors.append((rms(foretold - output) / reused.size + 1e-8).log().float())
+            fresh = torch.tensor(computed[k]).view(-1, *[1] * (x.ndim - 1))
+            output = torch.where(fresh, output, foretold)
         outputs[:] = [output]
         return output
 
     def stepped(k: int, x_next: Tensor) -> None:
-        errors.append(coefficient[k] * wrong[0] / x_next.abs().flatten(1).mean(1))
         seen = Observation(
-            step=k, x=latents[0], x_next=x_next, output=outputs[0], computed=computed[k].tolist()
+            step=k, x=latents[0], x_next=x_next, output=outputs[0], computed=computed[k]
         )
+        reused.put(seen)
         known.append(signals.put(seen))
+        computed.append(policy(seen))
         latents[0] = x_next
 
     plan.run(model=call, x=x, callback=stepped)
     pairs = [(s, e) for s, e in zip(known, errors, strict=False) if s is not None]
     return Samples(
         signals=torch.cat([s for s, _ in pairs]),
-        errors=torch.cat([(e + 1e-8).log() for _, e in pairs]).float(),
+        errors=torch.cat([e for _, e in pairs]),
         checks=(torch.arange(len(x)) % CHECKED == CHECKED - 1).repeat(len(pairs)),
     )
 

@@ -27,6 +27,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from sidestep.errors import UserError
+from sidestep.training.average import Average
 from sidestep.training.emoji_data import SIDE, load_emoji, on_white
 from sidestep.training.emoji_folder import (
     check_folders,
@@ -35,7 +36,7 @@ from sidestep.training.emoji_folder import (
     read_lines,
     save_pipeline,
 )
-from sidestep.training.optimise import Average, Progress, check_settings, optimise, seed_all
+from sidestep.training.optimise import Progress, check_settings, optimise, seed_all
 
 VOCABULARY = 2048
 LATENT_NOISE = 0.1
@@ -122,7 +123,8 @@ def train_codec(settings: CodecTraining, progress: Progress | None = None) -> Co
         captions = list(dict.fromkeys([one.name for one in emoji]))
         tokenizer = train_tokenizer(init, captions + read_lines(init / "captions.txt"))
         card = _card(settings, len(pictures), len(losses), psnr)
-        save_pipeline(init, out, unet, text, captions, card, vae=vae, tokenizer=tokenizer)
+        models = {"unet": unet, "text_encoder": text, "vae": vae}
+        save_pipeline(init, out, models, captions, card, configs=["vae"], tokenizer=tokenizer)
     seconds = time.monotonic() - start
     return CodecResult(out=out, seconds=seconds, losses=losses, psnr=psnr)
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from sidestep.errors import UserError
 from sidestep.training.emoji_data import Example
 
 SIZE_LIMIT = 30_000_000
+CAPTION_DROPOUT = 0.1
 PARTS = ("scheduler", "text_encoder", "tokenizer", "unet", "vae")
 
 
@@ -28,6 +30,35 @@ class Encoded:
     tokens: Tensor  # [N, L] int64
     empty: Tensor  # [L] int64: the tokens of the empty caption
     weights: Tensor  # [N] fp64: how often each example is drawn
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drawn:
+    """A batch of examples with noise on them."""
+
+    rows: Tensor  # [n] int64: which examples
+    dropped: Tensor  # [n, 1] bool: whose caption is dropped
+    t: Tensor  # [n] int64
+    noise: Tensor  # [n, 4, h, w]
+    x: Tensor  # [n, 4, h, w]: sqrt(abar_t) x_0 + sqrt(1 - abar_t) noise
+
+
+def draw(
+    data: Encoded,
+    alphas: Tensor,  # [T] fp32: cumulative products abar_t
+    batch: int,
+    generator: torch.Generator,
+) -> Drawn:
+    """A random batch; the times are stratified, one in each of `batch` equal parts."""
+    rows = torch.multinomial(data.weights, batch, replacement=True, generator=generator)
+    x0 = data.latents[rows]  # [batch, 4, h, w]
+    dropped = torch.rand(batch, 1, generator=generator) < CAPTION_DROPOUT
+    u = (torch.arange(batch) + torch.rand(batch, generator=generator)) / batch  # [batch] in [0, 1)
+    t = (u * len(alphas)).long().clamp(max=len(alphas) - 1)
+    noise = torch.randn(x0.shape, generator=generator)
+    abar = alphas[t][:, None, None, None]
+    x = abar.sqrt() * x0 + (1 - abar).sqrt() * noise
+    return Drawn(rows=rows, dropped=dropped, t=t, noise=noise, x=x)
 
 
 def read_lines(path: Path) -> list[str]:
@@ -86,6 +117,29 @@ def load_models(init: Path, from_scratch: bool) -> tuple[nn.Module, nn.Module]:
     return unet.float().to(memory_format=torch.channels_last).train(), text.float().train()
 
 
+def load_text_encoder(init: Path) -> nn.Module:
+    """The folder's text encoder in fp32, for use as it is.
+
+    Raises:
+        UserError: transformers cannot load it.
+    """
+    from transformers import CLIPTextModel
+
+    try:
+        text: Any = CLIPTextModel.from_pretrained(init, subfolder="text_encoder")
+    except (OSError, ValueError) as error:
+        raise UserError(f"{init}: cannot load the text encoder: {error}") from error
+    return text.float().eval()
+
+
+def pipeline_index(init: Path, pipeline: str, models: Mapping[str, Any]) -> dict[str, Any]:
+    """The `model_index.json` of these models beside all of `init` but its UNet."""
+    old = json.loads((init / "model_index.json").read_text(encoding="utf-8"))
+    index = {name: old[name] for name in ("_diffusers_version", *PARTS) if name != "unet"}
+    parts = {name: ["diffusers", type(model).__name__] for name, model in models.items()}
+    return {"_class_name": pipeline, **index, **parts}
+
+
 def load_alphas(init: Path) -> Tensor:  # [T] fp32
     """The scheduler's cumulative products abar_t."""
     from diffusers import DDIMScheduler
@@ -132,45 +186,56 @@ def encode(init: Path, examples: Sequence[Example], shares: dict[str, float]) ->
 def save_pipeline(
     init: Path,
     out: Path,
-    unet: nn.Module,
-    text: nn.Module,
+    models: Mapping[str, Any],
     captions: Sequence[str],
     card: str,
     *,
-    vae: Any = None,
+    configs: Collection[str] = (),
     tokenizer: Any = None,
+    index: Mapping[str, Any] | None = None,
+    limit: int = SIZE_LIMIT,
 ) -> None:
     """Writes a complete half-precision pipeline to `out`: first beside it, then by renaming.
 
-    Scheduler, configs and the prompt files are those of `init`, and so are VAE and tokenizer where
-    none is given; `captions` become `captions-all.txt` and `card` the README.
+    Args:
+        init: Pipeline folder that all the rest is copied from, the prompt files included.
+        out: Folder to write or to replace.
+        models: The weights, by part.
+        captions: Become `captions-all.txt`.
+        card: Becomes the README.
+        configs: The models whose configs are written too, where `init` has others or none.
+        tokenizer: In place of that of `init`.
+        index: `model_index.json` in place of that of `init`, whose other parts are left out.
+        limit: The bytes that may be bundled.
 
     Raises:
-        UserError: The folder would be larger than the 30 MB that may be bundled.
+        UserError: The folder would be larger than the limit.
     """
+    left_out = {name for name in PARTS if index is not None and name not in index}
     beside = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
     new = beside / "new"
     try:
         for source in sorted(init.rglob("*")):
-            target = new / source.relative_to(init)
-            if source.is_file() and "__pycache__" not in source.parts:
+            inside = source.relative_to(init)
+            target = new / inside
+            if source.is_file() and not left_out.union({"__pycache__"}) & {*inside.parts}:
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(source, target)
-        for folder, model in (("unet", unet), ("text_encoder", text)):
-            _save_half(model, new / folder)
-        if vae is not None:
-            vae.save_config(new / "vae")
-            _save_half(vae, new / "vae")
+        for name, model in models.items():
+            if name in configs:
+                model.save_config(new / name)
+            _save_half(model, new / name)
+        if index is not None:
+            text = json.dumps(dict(index), indent=2, sort_keys=True)
+            (new / "model_index.json").write_text(text + "\n", encoding="utf-8")
         if tokenizer is not None:
             shutil.rmtree(new / "tokenizer")
             tokenizer.save_pretrained(new / "tokenizer")
         (new / "captions-all.txt").write_text("\n".join(captions) + "\n", encoding="utf-8")
         (new / "README.md").write_text(card, encoding="utf-8")
         size = sum(path.stat().st_size for path in new.rglob("*") if path.is_file())
-        if size > SIZE_LIMIT:
-            raise UserError(
-                f"{out}: the pipeline takes {size} bytes, expected {SIZE_LIMIT} at most"
-            )
+        if size > limit:
+            raise UserError(f"{out}: the pipeline takes {size} bytes, expected {limit} at most")
         if out.exists():
             out.rename(beside / "old")
         new.rename(out)
@@ -179,9 +244,9 @@ def save_pipeline(
 
 
 def _save_half(model: nn.Module, folder: Path) -> None:
-    """Replaces the weights; the config stays as it is, so that they load as float32 by default."""
+    """Replaces the weights; the config stays as it is, and they load as float32 by default."""
     from safetensors.torch import save
 
-    (path,) = folder.glob("*.safetensors")
+    path = next(folder.glob("*.safetensors"), folder / "diffusion_pytorch_model.safetensors")
     state = {name: value.detach().half().contiguous() for name, value in model.state_dict().items()}
     path.write_bytes(save(state, metadata={"format": "pt"}))

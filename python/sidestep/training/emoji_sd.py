@@ -22,10 +22,12 @@ import torch
 from torch import Tensor, nn
 
 from sidestep.errors import UserError
+from sidestep.training.average import Average
 from sidestep.training.emoji_data import PACKAGE, VERSION, HeldOut, load_emoji
 from sidestep.training.emoji_folder import (
     Encoded,
     check_folders,
+    draw,
     encode,
     init_folder,
     load_alphas,
@@ -34,10 +36,9 @@ from sidestep.training.emoji_folder import (
     save_pipeline,
 )
 from sidestep.training.emoji_mix import Mix, build_examples
-from sidestep.training.optimise import Average, Progress, check_settings, optimise, seed_all
+from sidestep.training.optimise import Progress, check_settings, optimise, seed_all
 
 SHARES = {"focus": 0.35, "plain": 0.15, "moved": 0.10, "coloured": 0.20, "collage": 0.20}
-CAPTION_DROPOUT = 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,7 +131,7 @@ def train(settings: EmojiTraining, progress: Progress | None = None) -> Training
     def save() -> None:
         card = model_card(settings, losses, len(captions))
         with average.swapped_in():
-            save_pipeline(init, out, unet, text, captions, card)
+            save_pipeline(init, out, {"unet": unet, "text_encoder": text}, captions, card)
 
     saved = time.monotonic()
     alphas = load_alphas(init)
@@ -156,19 +157,12 @@ def denoising_loss(
     batch: int,
     generator: torch.Generator,
 ) -> Tensor:  # []
-    """One batch of the loss above; the times are stratified, one in each of `batch` equal parts."""
-    rows = torch.multinomial(data.weights, batch, replacement=True, generator=generator)  # [batch]
-    x0 = data.latents[rows]  # [batch, 4, h, w]
-    dropped = torch.rand(batch, 1, generator=generator) < CAPTION_DROPOUT  # [batch, 1]
-    tokens = torch.where(dropped, data.empty, data.tokens[rows])  # [batch, L]
-    u = (torch.arange(batch) + torch.rand(batch, generator=generator)) / batch  # [batch] in [0, 1)
-    t = (u * len(alphas)).long().clamp(max=len(alphas) - 1)  # [batch]
-    noise = torch.randn(x0.shape, generator=generator)  # [batch, 4, h, w]
-    abar = alphas[t][:, None, None, None]
-    x = abar.sqrt() * x0 + (1 - abar).sqrt() * noise
-    x = x.contiguous(memory_format=torch.channels_last)
-    predicted = unet(x, t, text(tokens)[0]).sample  # [batch, 4, h, w]
-    return (predicted - noise).square().mean()
+    """One batch of the loss above."""
+    drawn = draw(data, alphas, batch, generator)
+    tokens = torch.where(drawn.dropped, data.empty, data.tokens[drawn.rows])  # [batch, L]
+    x = drawn.x.contiguous(memory_format=torch.channels_last)
+    predicted = unet(x, drawn.t, text(tokens)[0]).sample  # [batch, 4, h, w]
+    return (predicted - drawn.noise).square().mean()
 
 
 def model_card(settings: EmojiTraining, losses: list[float], captions: int) -> str:

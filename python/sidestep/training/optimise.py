@@ -5,16 +5,20 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from sidestep.errors import UserError
+from sidestep.training.average import Average
+from sidestep.training.checkpoint import Checkpoint
 
 WARM_UP = 50  # iterations
+LENGTHS = ("minutes", "iterations")
 Progress = Callable[[int, float, float, float], None]
+Schedule = Callable[[int, float], float]
+"""The share of the peak learning rate after so many iterations and such a share of the run."""
 
 
 class Run(Protocol):
@@ -28,15 +32,20 @@ class Run(Protocol):
     def lr(self) -> float: ...
 
 
-def check_settings(settings: Run, positive: Sequence[str], at_least_zero: Sequence[str]) -> None:
+def check_settings(
+    settings: Run,
+    positive: Sequence[str],
+    at_least_zero: Sequence[str],
+    lengths: Sequence[str] = LENGTHS,
+) -> None:
     """Refuses lengths and numbers that no run can have.
 
     Raises:
         UserError: A number is out of range, or the length is given twice or not at all.
     """
-    if (settings.minutes is None) == (settings.iterations is None):
-        raise UserError("training: expected exactly one of minutes and iterations")
-    for name in ("minutes", "iterations", *positive):
+    if sum(getattr(settings, name) is not None for name in lengths) != 1:
+        raise UserError(f"training: expected exactly one of {' and '.join(lengths)}")
+    for name in (*lengths, *positive):
         value = getattr(settings, name)
         if value is not None and not 0 < value < math.inf:
             raise UserError(f"training: {name} is {value}, expected a number above 0")
@@ -52,6 +61,21 @@ def seed_all(seed: int, threads: int) -> None:
     torch.manual_seed(seed)
 
 
+def cosine(iterations: int, done: float) -> float:
+    """From 1 to 0 over the whole run."""
+    return 0.5 * (1 + math.cos(math.pi * done))
+
+
+def constant(iterations: int, done: float) -> float:
+    """1 to the end, for runs whose length nobody knows."""
+    return 1.0
+
+
+def cooling(begin: int, stop: int) -> Schedule:
+    """From 1 after `begin` iterations straight to 0 after `stop`."""
+    return lambda iterations, done: (stop - iterations) / (stop - begin)
+
+
 def optimise(
     settings: Run,
     start: float,
@@ -59,6 +83,9 @@ def optimise(
     loss_of: Callable[[], Tensor],
     losses: list[float],
     progress: Progress | None,
+    *,
+    schedule: Schedule = cosine,
+    checkpoint: Checkpoint | None = None,
 ) -> Iterator[float]:
     """Takes optimizer steps until the run is over; yields the share done after each.
 
@@ -67,15 +94,19 @@ def optimise(
         start: ``time.monotonic()`` when the run began.
         average: Of the parameters that are trained.
         loss_of: The loss of a fresh batch, ``[]``.
-        losses: Receives one value an iteration.
+        losses: Receives one value an iteration, after those of the run that goes on.
         progress: Called after each iteration with (iterations, share done, loss, learning rate).
+        schedule: Of the learning rate, after the warm-up.
+        checkpoint: What the run goes on from, and where it is kept now and then and at its end.
     """
     parameters = average.parameters
     optimizer = torch.optim.AdamW(parameters, lr=settings.lr, weight_decay=0.01, fused=True)
-    done = 0.0
+    if checkpoint is not None:
+        checkpoint.restore(average, optimizer, losses)
+    done = len(losses) / settings.iterations if settings.iterations is not None else 0.0
     while done < 1:
         rate = settings.lr * min(1.0, (len(losses) + 1) / WARM_UP)
-        rate *= 0.5 * (1 + math.cos(math.pi * done))
+        rate *= schedule(len(losses), done)
         for group in optimizer.param_groups:
             group["lr"] = rate
         loss = loss_of()
@@ -91,35 +122,6 @@ def optimise(
             done = min(1.0, (time.monotonic() - start) / (60 * settings.minutes))
         if progress is not None:
             progress(len(losses), done, losses[-1], rate)
+        if checkpoint is not None:
+            checkpoint.save(average, optimizer, losses, over=done >= 1)
         yield done
-
-
-class Average:
-    """Exponential moving average of parameters; its first steps average over fewer."""
-
-    def __init__(self, parameters: list[nn.Parameter], decay: float) -> None:
-        self.parameters, self.decay, self.steps = parameters, decay, 0
-        self.shadow = [parameter.detach().clone() for parameter in parameters]
-
-    @torch.no_grad()
-    def update(self) -> None:
-        """Takes the parameters' present values into the average."""
-        self.steps += 1
-        decay = min(self.decay, self.steps / (10 + self.steps))
-        torch._foreach_lerp_(self.shadow, [p.detach() for p in self.parameters], 1 - decay)
-
-    @contextmanager
-    def swapped_in(self) -> Iterator[None]:
-        """Puts the average in place of the parameters, and the parameters back at the end."""
-        self._swap()
-        try:
-            yield
-        finally:
-            self._swap()
-
-    @torch.no_grad()
-    def _swap(self) -> None:
-        for parameter, shadow in zip(self.parameters, self.shadow, strict=True):
-            kept = parameter.detach().clone()
-            parameter.copy_(shadow)
-            shadow.copy_(kept)

@@ -6,7 +6,9 @@ After step k, step k + 1 is skipped if
     d + v <= threshold
 
 where d, the debt, is the sum of the v of the present run of skips: inside a run v goes blind, as
-the latents follow outputs that were not computed.  A v that is not a number computes.
+the latents follow outputs that were not computed.  A v that is not a number computes.  Gradual, a
+run of skips is at most one step longer than the run before it: a first v that happens to be small
+must not decide a long stretch.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from sidestep.runtime.methods.criteria.reused import Reused
 from sidestep.runtime.methods.criterion import Course, Decision, Observation
 from sidestep.runtime.methods.reuse import HISTORY, reuse_weights
 
@@ -38,6 +41,7 @@ class Gate:
     warm_up: int = 4
     protect_last: int = 1
     debt: bool = True
+    gradual: bool = False
     predictor: str | None = None
 
     def __post_init__(self) -> None:
@@ -58,23 +62,14 @@ class Gated(ABC):
     DEFAULTS: ClassVar[Gate]
     reads_output: ClassVar[bool] = False
     """Whether `measure` needs ``seen.output``: without it every step is computed."""
+    reads_reused: ClassVar[bool] = False
+    """Whether `measure` needs `Reused`, and so the output as well."""
 
     def __init__(self, gate: Gate) -> None:
-        """Makes the state; `start` comes before the first observation.
-
-        Args:
-            gate: The settings.
-
-        Raises:
-            ValueError: The slope is to be damped, and the criterion does not say by how much.
-        """
-        if gate.reuse == "damped" and type(self).shares is Gated.shares:
-            raise ValueError(
-                "Adaptive: reuse='damped' needs the measured error of mode 'error-control', "
-                "expected 'linear' or another rule"
-            )
+        """Makes the state; `start` comes before the first observation."""
         self.gate = gate
         self.history = HISTORY[gate.reuse]
+        self._compares = self.reads_reused or gate.reuse == "damped"  # outputs with the rule's
         self.course = Course(rows=0)
 
     def start(self, course: Course) -> None:
@@ -82,6 +77,7 @@ class Gated(ABC):
         self.course = course
         self._computed: list[list[int]] = [[] for _ in range(course.rows)]  # steps, newest first
         self._debts = [0.0] * course.rows
+        self.reused = Reused(course, self.gate.reuse)
         self.begin()
 
     @abstractmethod
@@ -102,8 +98,8 @@ class Gated(ABC):
             if computed:
                 self._computed[row] = [seen.step, *self._computed[row][:2]]
                 self._debts[row] = 0.0
-        hidden = self.reads_output and seen.output is None
-        value = None if hidden else self.measure(seen)
+        hidden = seen.output is None and (self.reads_output or self._compares)
+        value = None if hidden else self.number(seen)
         wanted = seen.step + 1
         if hidden:
             forced = ["output hidden"] * self.course.rows
@@ -111,7 +107,8 @@ class Gated(ABC):
             forced = [self._forced(wanted, row, value) for row in range(self.course.rows)]
         if value is None or all(forced):
             return Decision(compute=[True] * self.course.rows, reasons=forced)
-        total, *shares = torch.stack([value.float(), *self.shares()]).cpu()  # the step's one read
+        shares = [self.reused.share] if self.gate.reuse == "damped" else []
+        total, *shares = torch.stack([value.float(), *shares]).cpu()  # the one read of this step
         if self.gate.debt:
             total = total + torch.tensor(self._debts, dtype=torch.float32)
         self._debts = total.tolist()
@@ -126,6 +123,12 @@ class Gated(ABC):
             weights=self._weights(wanted, reasons, shares[0].tolist() if shares else None),
         )
 
+    def number(self, seen: Observation) -> Tensor | None:
+        """`measure`, with `reused` up to date where it is looked at."""
+        if self._compares:
+            self.reused.put(seen)
+        return self.measure(seen)
+
     def _forced(self, wanted: int, row: int, value: Tensor | None) -> str:
         """Why step ``wanted`` is computed whatever the number says; empty if it is not."""
         gate, steps = self.gate, self.course.steps
@@ -134,33 +137,26 @@ class Gated(ABC):
             return "warm-up"
         if steps is not None and wanted >= steps - gate.protect_last:
             return "last"
-        return "cap" if wanted - computed[0] > gate.max_skip else ""
-
-    def shares(self) -> list[Tensor]:
-        """One tensor ``[rows]`` where the subclass damps each row's slope; otherwise none."""
-        return []
+        longest = gate.max_skip
+        if gate.gradual and len(computed) > 1:
+            longest = min(longest, computed[0] - computed[1])
+        return "cap" if wanted - computed[0] > longest else ""
 
     def _weights(
         self, wanted: int, reasons: Sequence[str], shares: Sequence[float] | None
     ) -> list[tuple[float, ...]] | None:
         if self.gate.reuse == "hold":
             return None
-        return [
-            reuse_weights(
-                self.gate.reuse,
-                self._computed[row],
-                wanted,
-                self.course.log_snr,
-                1.0 if shares is None else self.damp(row, wanted, shares[row]),
+        weights: list[tuple[float, ...]] = []
+        for row, reason in enumerate(reasons):
+            steps = self._computed[row]
+            damping = 1.0 if shares is None else self.reused.damping(row, wanted, shares[row])
+            weights.append(
+                reuse_weights(self.gate.reuse, steps, wanted, self.course.log_snr, damping)
+                if reason == "skipped"
+                else ()
             )
-            if reason == "skipped"
-            else ()
-            for row, reason in enumerate(reasons)
-        ]
-
-    def damp(self, row: int, wanted: int, share: float) -> float:
-        """What the slope of a row is multiplied by at step ``wanted``, given its share."""
-        return share
+        return weights
 
 
 def row_mean(x: Tensor) -> Tensor:  # [rows, ...] -> [rows]

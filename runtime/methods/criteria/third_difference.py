@@ -74,7 +74,7 @@ class Published:
         Raises:
             ValueError: A setting was asked for that the published program does not have.
         """
-        for name in ("reuse", "warm_up", "protect_last", "debt"):
+        for name in ("reuse", "warm_up", "protect_last", "debt", "gradual"):
             given, own = getattr(gate, name), getattr(self.DEFAULTS, name)
             if given != own:
                 raise ValueError(

@@ -1,0 +1,365 @@
+"""Trains the bundled diffusion transformer: a PixArt pipeline small enough for one CPU core.
+
+The transformer (`PixArtTransformer2DModel`, constant width) learns the noise of `emoji_sd`, on the
+same pictures, latents x_0 and noise levels; VAE, text encoder, tokenizer and scheduler are those of
+the `init` folder and stay as they are. The loss is
+
+    L = mean min(SNR_t, 5) / SNR_t || eps - eps_theta(x_t, t, text(c)) ||^2,
+    x_t = sqrt(abar_t) x_0 + sqrt(1 - abar_t) eps,   SNR_t = abar_t / (1 - abar_t)
+
+(Hang et al., Efficient Diffusion Training via Min-SNR Weighting, eq. 7; captions dropped for
+guidance as in Ho and Salimans, Alg. 1). Initial weights are as Peebles and Xie's and PixArt's.
+
+The learning rate stays where it is after the warm-up, so that a run may last as long as there is
+time for, over several sessions: it is kept in `OUT.checkpoint` and goes on with `resume`. A run
+with `cool_down` ends it: from that file it takes the rate to 0, and leaves the file as it is.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sidestep.errors import UserError
+from sidestep.training.average import Average
+from sidestep.training.checkpoint import Checkpoint, read_checkpoint
+from sidestep.training.emoji_data import PACKAGE, VERSION, HeldOut, load_emoji
+from sidestep.training.emoji_folder import (
+    Encoded,
+    check_folders,
+    draw,
+    encode,
+    init_folder,
+    load_alphas,
+    load_text_encoder,
+    pipeline_index,
+    read_lines,
+    save_pipeline,
+)
+from sidestep.training.emoji_mix import Mix, build_examples
+from sidestep.training.emoji_sd import SHARES, TrainingResult
+from sidestep.training.optimise import (
+    LENGTHS,
+    Progress,
+    Schedule,
+    check_settings,
+    constant,
+    cooling,
+    optimise,
+    seed_all,
+)
+
+PIPELINE = "PixArtSigmaPipeline"
+SNR_LIMIT = 5.0
+SIZE_LIMIT = 20_000_000
+SHAPE = ("layers", "heads", "head_size", "patch", "batch", "coloured", "collages", "seed")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TransformerTraining:
+    """Settings of one training run.
+
+    Attributes:
+        out: Folder to write; it must not exist, or be a pipeline folder, which is replaced.
+        data: Folder in which the npm package was unpacked.
+        init: Pipeline folder with VAE, text encoder, tokenizer, scheduler and prompt files; None
+            for the bundled `emoji-sd`.
+        minutes: Length of the run by the clock; or
+        iterations: Its end in steps, those of the run that it goes on from included; or
+        cool_down: Steps from the checkpoint on, in which the learning rate falls to 0.
+        resume: Go on from `OUT.checkpoint` where there is one.
+        layers: Transformer blocks.
+        heads: Attention heads of `head_size` channels each; together they are the width.
+        patch: Side of the latent patch that is one token.
+        batch: Pictures a step.
+        lr: Learning rate.
+        coloured: How many recoloured pictures are prepared.
+        collages: How many collages are prepared.
+        ema: Greatest decay of the averaged weights, which are what is saved.
+        checkpoint_minutes: How often the checkpoint and `out` are brought up to date.
+        seed: Of the pictures, the initial weights and the noise.
+        threads: CPU threads; 0 leaves torch's own setting.
+    """
+
+    out: str | Path
+    data: str | Path
+    init: str | Path | None = None
+    minutes: float | None = None
+    iterations: int | None = None
+    cool_down: int | None = None
+    resume: bool = False
+    layers: int = 14
+    heads: int = 3
+    head_size: int = 56
+    patch: int = 2
+    batch: int = 32
+    lr: float = 8e-4
+    coloured: int = 5000
+    collages: int = 5000
+    ema: float = 0.9995
+    checkpoint_minutes: float = 5.0
+    seed: int = 0
+    threads: int = 0
+
+    def __post_init__(self) -> None:
+        check_settings(
+            self,
+            positive=("layers", "heads", "head_size", "patch", "batch", "lr", "checkpoint_minutes"),
+            at_least_zero=("coloured", "collages", "seed", "threads"),
+            lengths=(*LENGTHS, "cool_down"),
+        )
+        if not 0 <= self.ema < 1:
+            raise UserError(f"training: ema is {self.ema}, expected at least 0 and below 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _CoolDown:
+    """What `optimise` reads of a run that cools down."""
+
+    minutes: None
+    iterations: int
+    lr: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Captions:
+    """Every distinct caption through the text encoder, and which example has which."""
+
+    states: Tensor  # [P, L, C] fp32
+    mask: Tensor  # [P, L] fp32: 1 for a token of the caption, 0 for padding
+    index: Tensor  # [N] int64, into P
+    empty: int  # the row of P that is the empty caption
+
+
+def train_transformer(
+    settings: TransformerTraining, progress: Progress | None = None
+) -> TrainingResult:
+    """Trains, and saves the averaged weights to `settings.out` now and then and at the end.
+
+    Args:
+        settings: See `TransformerTraining`.
+        progress: Called after each iteration with (iterations, share done, loss, learning rate).
+
+    Raises:
+        UserError: The data, init or output folder or the checkpoint cannot be used; the message
+            says what to do.
+    """
+    start = time.monotonic()
+    init, out = init_folder(settings.init), Path(settings.out)
+    check_folders(init, out)
+    generator = torch.Generator().manual_seed(settings.seed + 1)
+    checkpoint = _checkpoint(settings, out, generator)
+    emoji = load_emoji(settings.data)
+    seed_all(settings.seed, settings.threads)
+    mix = Mix(
+        held_out=HeldOut(read_lines(init / "compositions.txt")),
+        focus=frozenset(read_lines(init / "captions.txt")),
+        coloured=settings.coloured,
+        collages=settings.collages,
+        seed=settings.seed,
+    )
+    examples = build_examples(emoji, mix)
+    said = list(dict.fromkeys(example.caption for example in examples))
+    data = encode(init, examples, SHARES)
+    captions = encode_captions(load_text_encoder(init), data)
+    model = build_transformer(settings, data.latents.shape[1:], captions.states.shape[2])
+    average = Average(list(model.parameters()), settings.ema)
+    alphas = load_alphas(init)
+    losses: list[float] = []
+
+    def save() -> None:
+        card = model_card(settings, model, losses, len(said))
+        models = {"transformer": model}
+        index = pipeline_index(init, PIPELINE, models)
+        with average.swapped_in():
+            save_pipeline(
+                init, out, models, said, card, configs=models, index=index, limit=SIZE_LIMIT
+            )
+
+    def loss() -> Tensor:
+        return denoising_loss(model, data, captions, alphas, settings.batch, generator)
+
+    saved = time.monotonic()
+    for done in _steps(settings, start, average, loss, losses, progress, checkpoint):
+        if done < 1 and time.monotonic() - saved > 60 * settings.checkpoint_minutes:
+            save()
+            saved = time.monotonic()
+    save()
+    seconds = time.monotonic() - start
+    return TrainingResult(out=out, seconds=seconds, losses=losses, captions=said)
+
+
+def _checkpoint(settings: TransformerTraining, out: Path, generator: torch.Generator) -> Checkpoint:
+    """The file this run is kept in, and what it goes on from."""
+    kept = out.with_name(f"{out.name}.checkpoint")
+    common = {name: getattr(settings, name) for name in SHAPE}
+    resumed = None
+    if settings.cool_down is not None:
+        resumed, begin = _cooled_from(kept, common)
+        common["cooling"] = [begin, begin + settings.cool_down]
+        kept = out.with_name(f"{out.name}.cooling")
+        if settings.resume and kept.exists():
+            resumed = read_checkpoint(kept, common)
+    elif kept.exists():
+        if not settings.resume:
+            raise UserError(f"{kept}: there from an earlier run; resume it, or remove the file")
+        resumed = read_checkpoint(kept, common)
+    return Checkpoint(
+        path=kept,
+        settings=common,
+        generator=generator,
+        minutes=settings.checkpoint_minutes,
+        resumed=resumed,
+    )
+
+
+def _cooled_from(kept: Path, common: dict[str, Any]) -> tuple[dict[str, Any], int]:
+    """The state that a cool-down begins with, its average begun anew, and its iterations."""
+    if not kept.exists():
+        raise UserError(f"{kept}: no such file; there is no run whose rate could cool down")
+    state = read_checkpoint(kept, common)
+    state["average"] |= {"steps": 0, "shadow": state["average"]["parameters"]}
+    return state, len(state["losses"])
+
+
+def _steps(
+    settings: TransformerTraining,
+    start: float,
+    average: Average,
+    loss: Callable[[], Tensor],
+    losses: list[float],
+    progress: Progress | None,
+    checkpoint: Checkpoint,
+) -> Iterator[float]:
+    """`optimise` at a constant rate, or at the falling one of a cool-down."""
+    run: TransformerTraining | _CoolDown = settings
+    schedule: Schedule = constant
+    if settings.cool_down is not None:
+        begin, stop = checkpoint.settings["cooling"]
+        run = _CoolDown(minutes=None, iterations=stop, lr=settings.lr)
+        schedule = cooling(begin, stop)
+    return optimise(
+        run, start, average, loss, losses, progress, schedule=schedule, checkpoint=checkpoint
+    )
+
+
+def build_transformer(
+    settings: TransformerTraining,
+    latent: Sequence[int],  # 4, h, w
+    text_width: int,
+) -> Any:
+    """A `PixArtTransformer2DModel` that predicts the noise, with fresh weights.
+
+    Every block begins close to the identity, with nothing from its cross-attention, and the model
+    predicts 0.
+    """
+    from diffusers import PixArtTransformer2DModel
+
+    model: Any = PixArtTransformer2DModel(
+        num_attention_heads=settings.heads,
+        attention_head_dim=settings.head_size,
+        in_channels=latent[0],
+        out_channels=latent[0],
+        num_layers=settings.layers,
+        cross_attention_dim=settings.heads * settings.head_size,
+        sample_size=latent[1],
+        patch_size=settings.patch,
+        caption_channels=text_width,
+    )
+    for module in model.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.xavier_uniform_(module.weight)
+            nn.init.zeros_(module.bias)
+    for linear in _embedders(model):
+        nn.init.normal_(linear.weight, std=0.02)
+    for linear in (model.proj_out, *(b.attn2.to_out[0] for b in model.transformer_blocks)):
+        nn.init.zeros_(linear.weight)
+    return model.train()
+
+
+def _embedders(model: Any) -> list[nn.Linear]:
+    """The layers through which the time reaches the blocks."""
+    time_embedder = model.adaln_single.emb.timestep_embedder
+    return [time_embedder.linear_1, time_embedder.linear_2, model.adaln_single.linear]
+
+
+@torch.no_grad()
+def encode_captions(text: nn.Module, data: Encoded) -> Captions:
+    """Runs the frozen text encoder once over every caption, as the pipeline does: padding masked.
+
+    Padding is the end token again, so a caption ends with the first of them.
+    """
+    tokens, index = torch.cat([data.tokens, data.empty[None]]).unique(dim=0, return_inverse=True)
+    ends = tokens == data.empty[-1]  # [P, L]
+    mask = (ends.cumsum(1) - ends.long() == 0).long()  # [P, L]
+    length = int(mask.sum(1).max())
+    tokens, mask = tokens[:, :length], mask[:, :length]
+    states = [
+        text(some, attention_mask=kept)[0]
+        for some, kept in zip(tokens.split(256), mask.split(256), strict=True)
+    ]
+    return Captions(
+        states=torch.cat(states), mask=mask.float(), index=index[:-1], empty=int(index[-1])
+    )
+
+
+def denoising_loss(
+    model: nn.Module,
+    data: Encoded,
+    captions: Captions,
+    alphas: Tensor,  # [T] fp32: cumulative products abar_t
+    batch: int,
+    generator: torch.Generator,
+) -> Tensor:  # []
+    """One batch of the loss above."""
+    drawn = draw(data, alphas, batch, generator)
+    row = torch.where(drawn.dropped[:, 0], captions.empty, captions.index[drawn.rows])  # [batch]
+    mask = captions.mask[row]  # [batch, L]
+    length = int(mask.sum(1).max())
+    predicted = model(
+        drawn.x,
+        captions.states[row, :length],
+        timestep=drawn.t,
+        encoder_attention_mask=mask[:, :length],
+    ).sample  # [batch, 4, h, w]
+    snr = alphas[drawn.t] / (1 - alphas[drawn.t])  # [batch]
+    weight = snr.clamp(max=SNR_LIMIT) / snr
+    return (weight * (predicted - drawn.noise).square().mean((1, 2, 3))).mean()
+
+
+def model_card(
+    settings: TransformerTraining, model: nn.Module, losses: list[float], captions: int
+) -> str:
+    """The README of the folder: what it was trained on and how, attributions included."""
+    recent = losses[-100:]
+    width = settings.heads * settings.head_size
+    millions = sum(parameter.numel() for parameter in model.parameters()) / 1e6
+    cooled = f", then to 0 over {settings.cool_down} iterations" if settings.cool_down else ""
+    source = init_folder(settings.init).name
+    return f"""# emoji-dit: a small, real PixArt pipeline
+
+Text to 64x64 emoji by a diffusion transformer, written by `sidestep train emoji-dit`. Load it with
+`PixArtSigmaPipeline.from_pretrained(folder)`; call it with `use_resolution_binning=False` (its
+pictures are smaller than any of PixArt's resolutions) and `max_sequence_length=24` (all that its
+text encoder takes).
+
+- Transformer: `PixArtTransformer2DModel`, {settings.layers} blocks of width {width}
+  ({settings.heads} heads), {settings.patch}x{settings.patch} latents a token, cross-attention to
+  the text, {millions:.2f} M parameters; it predicts the noise. VAE, text encoder, tokenizer and
+  scheduler are those of `{source}`.
+- Data: Noto emoji (google/noto-emoji images, Apache-2.0) from the npm package `{PACKAGE}`
+  {VERSION}, plain, moved, recoloured ({settings.coloured}) and as collages ({settings.collages}):
+  {captions} captions (`captions-all.txt`). The prompts of `compositions.txt` were held out. The VAE
+  was also shown Twemoji (graphics CC-BY 4.0).
+- Recipe: noise MSE weighted by min(SNR, {SNR_LIMIT:g}) / SNR, 10 % of captions dropped, AdamW
+  (weight decay 0.01, rate {settings.lr:g}{cooled}), gradient norm 1, batch {settings.batch}, EMA of
+  at most {settings.ema}, seed {settings.seed}, fp32.
+- So far {len(losses)} iterations; mean loss of the last {len(recent)}:
+  {sum(recent) / max(len(recent), 1):.4f}.
+"""
