@@ -5,7 +5,10 @@ include(CMakePackageConfigHelpers)
 set(config_dir "${CMAKE_INSTALL_LIBDIR}/cmake/sidestep")
 install(TARGETS sidestep EXPORT sidestepTargets
   LIBRARY DESTINATION ${CMAKE_INSTALL_LIBDIR} ARCHIVE DESTINATION ${CMAKE_INSTALL_LIBDIR})
-install(FILES csrc/include/sidestep/scheduler.h csrc/include/sidestep/sidestep.h
+install(FILES
+  csrc/include/sidestep/parareal.h
+  csrc/include/sidestep/scheduler.h
+  csrc/include/sidestep/sidestep.h
   DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}/sidestep)
 install(EXPORT sidestepTargets NAMESPACE sidestep:: DESTINATION ${config_dir})
 

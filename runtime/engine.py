@@ -22,6 +22,7 @@ from torch import Tensor
 
 from sidestep.kernels.checks import MAX_BRANCHES, MAX_REGISTERS
 from sidestep.kernels.core import QueueFull, RowScheduler
+from sidestep.runtime.engine_chains import Chains
 from sidestep.runtime.engine_check import (
     check_batch,
     check_live,
@@ -32,9 +33,10 @@ from sidestep.runtime.engine_check import (
 from sidestep.runtime.engine_conditioning import Groups, gather
 from sidestep.runtime.engine_request import Batch, Request, Result, Status
 from sidestep.runtime.engine_rows import Live, Row
+from sidestep.runtime.engine_slots import Slots
 from sidestep.runtime.engine_state import EngineState
 from sidestep.runtime.engine_step import Outputs, by_request, take_step
-from sidestep.runtime.upload import select, upload
+from sidestep.runtime.upload import select
 
 __all__ = ["Batch", "Engine", "QueueFull", "Request", "Result"]
 
@@ -115,12 +117,10 @@ class Engine:
         )
         self._groups = Groups()
         self._live: dict[int, Live] = {}
-        self._rows: list[Row | None] = [None] * self.capacity  # by slot
+        self._slots = Slots(self.capacity)
         self._results: list[Result] = []
         self._lock, self._turning = threading.RLock(), ""
         self._number = next(_numbers)
-
-    # -- what the host knows beforehand ---------------------------------------------------------
 
     @property
     def memory_bytes(self) -> int:
@@ -144,8 +144,6 @@ class Engine:
         with self._lock:
             return self._scheduler.counts()
 
-    # -- requests -------------------------------------------------------------------------------
-
     def submit(self, request: Request) -> int:
         """Queues a request; it begins at a later `next`, when there are slots for all its rows.
 
@@ -158,14 +156,14 @@ class Engine:
             RuntimeError: Too many different plans are in use; nothing was changed.
         """
         check_request(request, self.shape)
-        live = Live(request)
+        live = Live(request, self.device)
         check_live(live, self.branches, self.history)
         with self._lock:
             if live.steps:
                 live.table_lines = self._state.table.acquire(request.plan)
             group = self._groups.join(live.conditioning.key)
             try:
-                live.id = self._scheduler.submit(live.count, live.steps, live.branches, group)
+                live.id = self._scheduler.submit(live.count, live.first, live.branches, group)
             except BaseException:
                 self._leave(live)
                 raise
@@ -195,8 +193,6 @@ class Engine:
             ended, self._results = self._results, []
             return ended
 
-    # -- ticks ----------------------------------------------------------------------------------
-
     def __iter__(self) -> Iterator[Batch]:
         """`next` until nothing is ready: complete or fail each batch before asking for another."""
         while (batch := self.next()) is not None:
@@ -212,7 +208,7 @@ class Engine:
             self._admit()
             while (chosen := self._scheduler.next()) is not None:
                 ticket, rows, entries, size = chosen
-                members = [self._row(slot) for _, _, slot, _, _ in rows]
+                members = [self._slots[slot] for _, _, slot, _, _ in rows]
                 try:
                     return self._batch(ticket, members, entries, size)
                 except Exception as error:
@@ -246,8 +242,8 @@ class Engine:
             starts = [batch.branches.index(g) for g in range(1 + max(batch.branches))]
             places = {}
             for _, _, slot, _, position in completed:
-                row = self._row(slot)
-                row.live.tickets.add(batch.ticket)
+                row = self._slots[slot]
+                row.live.count_call(row, batch.ticket)
                 places[row] = [starts[g] + position for g in range(row.live.branches)]
 
             def fresh(rows: Sequence[Row]) -> list[Tensor]:
@@ -256,8 +252,9 @@ class Engine:
                 return [select(flat, [places[row][: g + 1][-1] for row in rows]) for g in range(G)]
 
             self._advance(list(places), fresh)
-            while skipping := [self._row(slot) for _, _, slot, _, _ in self._scheduler.skipping()]:
-                self._advance(skipping, self._state.reuse)
+            while skipping := self._scheduler.skipping():
+                rows = [self._slots[slot] for _, _, slot, _, _ in skipping]
+                self._advance(rows, self._state.reuse)
 
     def fail(self, batch: Batch, error: Exception) -> None:
         """The model call failed, and with it the requests that have rows in this batch.
@@ -268,8 +265,6 @@ class Engine:
         check_batch(batch, self._number, "fail")
         with self._turn("fail"):
             self._fail(batch.ticket, error)
-
-    # -- inside ---------------------------------------------------------------------------------
 
     @contextmanager
     def _turn(self, name: str) -> Iterator[None]:
@@ -286,23 +281,25 @@ class Engine:
             finally:
                 self._turning = ""
 
-    def _row(self, slot: int) -> Row:
-        row = self._rows[slot]
-        assert row is not None
-        return row
-
     def _admit(self) -> None:
         """Waiting requests move into free slots."""
-        admitted = []
-        for id, index, slot, _, _ in self._scheduler.admit():
-            row = self._rows[slot] = self._live[id].rows[index]
-            row.slot = slot
-            admitted.append(row)
-        for live, rows in by_request(admitted):
+        for live, rows in by_request(self._slots.admit(self._scheduler.admit(), self._live)):
             try:
-                self._state.load([row.slot for row in rows], live.request.x)
+                self._load(live, rows)
             except Exception as error:
                 self._end(live, error)
+
+    def _load(self, live: Live, rows: Sequence[Row]) -> None:
+        """Rows of one request begin."""
+        first = [row.slot for row in rows if row.start is None]
+        if first:
+            self._state.load(first, live.request.x[:, None])
+        later = [row for row in rows if row.start is not None]
+        if later:
+            starts = torch.stack([row.start for row in later if row.start is not None])
+            self._state.load([row.slot for row in later], starts)
+            for row in later:
+                row.start = None
 
     def _batch(
         self, ticket: int, rows: Sequence[Row], entries: Sequence[tuple[int, int]], size: int
@@ -331,7 +328,9 @@ class Engine:
     def _advance(self, rows: Sequence[Row], outputs: Outputs) -> None:
         """One step of these rows; what goes wrong in the middle ends their requests only."""
         try:
+            chains = Chains(self._state, rows, outputs)
             take_step(self._state, rows, outputs, self._end)
+            self._follow(chains)
         except BaseException as error:
             why = error
             if not isinstance(why, Exception):  # Ctrl-C: half a step cannot be taken up again
@@ -340,28 +339,39 @@ class Engine:
                 self._end(live, why)
             if why is not error:
                 raise
-        rows = [row for row in rows if not row.live.ended]
+        rows = [row for row in rows if not row.live.ended and not row.superfluous]
         compute = [row.computes for row in rows]
         states = self._scheduler.advance([row.slot for row in rows], compute)
         for row in rows:
             row.step += 1
-        self._store([row for row, became in zip(rows, states, strict=True) if became >= _DONE])
+        done = {row for row, became in zip(rows, states, strict=True) if became >= _DONE}
+        self._slots.free(lambda row: row in done)
+        for live, members in by_request(row for row in rows if row in done and row.chain is None):
+            live.store([row.index for row in members], self._state.latents(members).flatten(1))
         for row, became in zip(rows, states, strict=True):
             if became == _LAST:
                 self._finish(row.live, "done")
         for live, _ in by_request(rows):
             live.forget_noise()
 
-    def _store(self, rows: Sequence[Row]) -> None:
-        """Rows that are done hand over their latents: their slots are free from now on."""
-        for live, members in by_request(rows):
-            x = self._state.latents(members).flatten(1)
-            if live.result is None:
-                live.result = torch.empty(live.count, x.shape[1], dtype=x.dtype, device=x.device)
-            index = upload([row.index for row in members], torch.int64, x.device)
-            live.result.index_copy_(0, index, x)
-            for row in members:
-                self._rows[row.slot] = None
+    def _follow(self, chains: Chains) -> None:
+        """What this tick has made possible in requests with SRDS is done."""
+        for followed in chains.follow(self._end):
+            live, finished = followed.live, followed.finished
+            if live.ended:  # by its callback
+                continue
+            for image in finished:
+                live.store([image.index], image.latents.pop(image.iterations)[None])
+            for start in followed.starts:
+                if not start.image.finished:
+                    row = live.follow(start)
+                    number = self._scheduler.extend(live.id, row.index, start.chain.steps)
+                    self._slots.wait(number, row)
+            for image in finished:
+                ended = self._scheduler.drop_row(live.id, image.index)
+                self._slots.free(lambda row: row.superfluous)
+                if ended:
+                    self._finish(live, "done")
 
     def _fail(self, ticket: int, error: Exception) -> None:
         for id in self._scheduler.fail(ticket):
@@ -375,9 +385,7 @@ class Engine:
 
     def _finish(self, live: Live, status: Status, error: Exception | None = None) -> None:
         """The scheduler has let go of a request: so does the engine, and keeps the result."""
-        for row in live.rows:
-            if row.slot >= 0 and self._rows[row.slot] is row:
-                self._rows[row.slot] = None
+        self._slots.free(lambda row: row.live is live)
         del self._live[live.id]
         self._leave(live)
         self._results.append(live.end(status, error))

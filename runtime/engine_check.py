@@ -11,6 +11,7 @@ from sidestep.kernels.checks import MODEL_DTYPES
 from sidestep.runtime.engine_request import Batch, Request
 from sidestep.runtime.engine_rows import Live
 from sidestep.runtime.methods.criterion import Method
+from sidestep.runtime.methods.srds import SRDS
 from sidestep.runtime.plan import Plan
 
 
@@ -53,7 +54,7 @@ def check_request(request: Request, shape: tuple[int, ...]) -> None:
         raise TypeError(
             f"Engine.submit: plan is a {type(request.plan).__name__}, expected a sidestep.Plan"
         )
-    if request.method is not None and not isinstance(request.method, Method):
+    if request.method is not None and not isinstance(request.method, Method | SRDS):
         raise TypeError(
             f"Engine.submit: method is a {type(request.method).__name__}, expected settings such "
             "as sidestep.Adaptive()"

@@ -10,6 +10,7 @@ import numpy as np
 from torch import Tensor
 
 from sidestep.runtime.methods.criterion import Method
+from sidestep.runtime.methods.srds import SRDS
 from sidestep.runtime.plan import Noise, Plan
 from sidestep.runtime.summary import Summary
 
@@ -37,7 +38,8 @@ class Request:
             step and the draw that returns ``[n, *shape]``. It is called once for each, in order.
         on_step: Called ``on_step(k, x, rows)`` when some rows have taken step ``k``: ``x`` is
             ``[len(rows), *shape]`` float32, ``rows`` are their indices. Rows that skip are ahead
-            of the others. It may submit and cancel; an exception ends this request.
+            of the others. With `SRDS`, ``k`` counts iterates and ``x`` is the present estimate of
+            the result. It may submit and cancel; an exception ends this request.
         tag: Anything; comes back with the result.
     """
 
@@ -45,7 +47,7 @@ class Request:
     x: Tensor
     conditioning: Any = None
     guidance: Sequence[float] | Sequence[Sequence[float]] | Tensor = (1.0,)
-    method: Method | None = None
+    method: Method | SRDS | None = None
     noise: Noise | None = None
     on_step: OnStep | None = None
     tag: Any = None

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from sidestep.runtime.engine_conditioning import Conditioning
+from sidestep.runtime.engine_parareal import Chain, Parareal, Start
 from sidestep.runtime.engine_request import Request, Result, Status, guidance_weights
 from sidestep.runtime.methods.criterion import Criterion, Decision, Observation
+from sidestep.runtime.methods.srds import SRDS
 from sidestep.runtime.plan_course import plan_course
 from sidestep.runtime.summary import Summary, nothing_skipped
+from sidestep.runtime.upload import upload
 
 
 @dataclass(eq=False)
@@ -23,6 +27,9 @@ class Row:
         live: Its request.
         index: Its place in the request.
         criterion: Decides for this row alone, because rows are at different steps; None for serial.
+        chain: Of an SRDS request: the steps it takes, of one block.
+        start: ``[R, D]`` fp32, what such a row begins with; None for the request's own latents, and
+            once it has begun.
         slot: Its slot in the engine's state.
         step: The step it takes next.
         decision: For that step; None before the first one, and for serial rows.
@@ -37,7 +44,9 @@ class Row:
 
     live: Live
     index: int
-    criterion: Criterion | None
+    criterion: Criterion | None = None
+    chain: Chain | None = None
+    start: Tensor | None = None
     slot: int = -1
     step: int = 0
     decision: Decision | None = None
@@ -59,6 +68,22 @@ class Row:
         """``[G]`` weights of its next step."""
         weights = self.live.weights
         return weights[self.step] if len(weights) > 1 else weights[0]
+
+    @property
+    def superfluous(self) -> bool:
+        """Whether its image has finished without it."""
+        parallel = self.live.parallel
+        return parallel is not None and parallel.images[self.index].finished
+
+    @property
+    def begins(self) -> bool:
+        """Whether it is a chain that has taken no step yet."""
+        return self.chain is not None and self.step == self.chain.first
+
+    @property
+    def ends(self) -> bool:
+        """Whether it is a chain whose next step is its last."""
+        return self.chain is not None and self.step == self.chain.first + self.chain.steps - 1
 
     @property
     def computes(self) -> bool:
@@ -126,17 +151,22 @@ class Live:
         branches: G.
         conditioning: What it gives the model.
         table_lines: The line of each step in the plan table.
-        rows: Its rows; empty of meaning once ``ended``.
+        rows: The rows that it begins with; empty of meaning once ``ended``.
+        parallel: What SRDS keeps; None without it.
         tickets: The batches it had a row in.
         result: ``[n, D]`` fp32, filled as rows finish; None before the first.
         ended: Whether it has a result.
     """
 
-    def __init__(self, request: Request) -> None:
+    def __init__(self, request: Request, device: torch.device) -> None:
         """Reads the request's guidance, conditioning and method; the engine adds the rest.
 
+        Args:
+            request: What was submitted.
+            device: Of the engine.
+
         Raises:
-            ValueError: The guidance has a wrong shape.
+            ValueError: The guidance has a wrong shape, or the method cannot run the plan.
         """
         self.id = -1
         self.request = request
@@ -145,7 +175,12 @@ class Live:
         self.branches = len(self.weights[0])
         self.conditioning = Conditioning(request.conditioning, self.branches * self.count)
         self.table_lines: tuple[int, ...] = ()
-        self.rows = [Row(self, index, criterion) for index, criterion in enumerate(self._begin())]
+        self.parallel: Parareal | None = None
+        chain = None
+        if isinstance(request.method, SRDS) and self.steps:
+            self.parallel = Parareal(request.method, request.plan, self.count, device)
+            chain = self.parallel.first
+        self.rows = [Row(self, index, each, chain) for index, each in enumerate(self._begin())]
         self.tickets: set[int] = set()
         self.result: Tensor | None = None
         self.ended = False
@@ -155,13 +190,18 @@ class Live:
     def _begin(self) -> list[Criterion | None]:
         """A criterion for each row, which knows the course of its trajectory."""
         plan, method = self.request.plan, self.request.method
-        if method is None:
+        if method is None or isinstance(method, SRDS):
             return [None] * self.count
         course = plan_course(plan, rows=1)
         criteria = [method.criterion() for _ in range(self.count)]
         for criterion in criteria:
             criterion.start(course)
         return list(criteria)
+
+    @property
+    def first(self) -> int:
+        """Steps that the rows take that it begins with."""
+        return self.steps if self.parallel is None else self.parallel.first.steps
 
     def draw(self, row: Row, device: torch.device) -> Tensor | None:
         """The noise of the row's next step, ``[D]`` fp32, None where it uses none.
@@ -194,13 +234,43 @@ class Live:
         return None if tape is None else tape[row.index]
 
     def forget_noise(self) -> None:
-        """Frees the noise of the steps that all rows have taken."""
+        """Frees the noise of the steps that all rows have taken; the chains of SRDS come back."""
+        if self.parallel is not None:
+            return
         slowest = min(row.step for row in self.rows)
         for k in [k for k in self._tape if k < slowest]:
             del self._tape[k]
 
+    def follow(self, start: Start) -> Row:
+        """The row of a chain that starts."""
+        return Row(
+            live=self,
+            index=start.image.index,
+            chain=start.chain,
+            start=start.state,
+            step=start.chain.first,
+        )
+
+    def store(
+        self,
+        rows: Sequence[int],  # n
+        x: Tensor,  # [n, D] fp32
+    ) -> None:
+        """These rows have their result."""
+        if self.result is None:
+            self.result = torch.empty(self.count, x.shape[1], dtype=x.dtype, device=x.device)
+        self.result.index_copy_(0, upload(rows, torch.int64, x.device), x)
+
+    def count_call(self, row: Row, ticket: int) -> None:
+        """A row of it was in that batch."""
+        self.tickets.add(ticket)
+        if self.parallel is not None:
+            self.parallel.images[row.index].count_call(ticket)
+
     def summary(self) -> Summary:
         """What it cost so far, row by row."""
+        if self.parallel is not None:
+            return self.parallel.summary(len(self.tickets))
         known = [value for row in self.rows for value in row.values if value is not None]
         numbers = iter(torch.cat(known).tolist() if known else [])  # one read
         values = [[math.nan if v is None else next(numbers) for v in r.values] for r in self.rows]

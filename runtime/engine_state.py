@@ -68,13 +68,17 @@ class EngineState:
     def load(
         self,
         slots: Sequence[int],
-        x: Tensor,  # [n, *shape]
+        start: Tensor,  # [n, r, ...]
     ) -> None:
-        """Rows begin in these slots: registers[0] is x, the others are 0."""
+        """Rows begin in these slots: their first r registers are given, the others are 0."""
         index = self._index(slots)
         self.registers[index] = 0.0
-        start = x.detach().to(self.device, torch.float32)
-        self.registers[index, 0] = start.reshape(len(slots), self.size)
+        given = start.detach().to(self.device, torch.float32).flatten(2)
+        self.registers[index, : given.shape[1]] = given
+
+    def states(self, rows: Sequence[Row]) -> Tensor:  # [n, R, D]
+        """A copy of all registers of these rows, fp32."""
+        return self.registers[self._index([row.slot for row in rows])]
 
     def latents(self, rows: Sequence[Row]) -> Tensor:  # [n, *shape]
         """A copy of the latents of these rows, fp32."""

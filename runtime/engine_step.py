@@ -47,7 +47,7 @@ def take_step(
     _call_back(state, rows, end)
     if before is not None:
         sizes = stats[:, 0].to("cpu", copy=True)  # the one read of this step
-        combined = _combine([_part(branch, deciding) for branch in u], _part(weights, deciding))
+        combined = combine([_part(branch, deciding) for branch in u], _part(weights, deciding))
         judged = [rows[i] for i in deciding]
         _decide(state, judged, before, combined.view(before.shape), sizes[deciding], end)
 
@@ -80,7 +80,7 @@ def _call_back(
     """Tells the requests that listen, once for each step that some of their rows have taken."""
     for live, members in by_request(rows):
         on_step = live.request.on_step
-        if on_step is None:
+        if on_step is None or live.parallel is not None:
             continue
         for step in sorted({row.step for row in members}):
             those = [row for row in members if row.step == step and not live.ended]
@@ -122,7 +122,7 @@ def _part(
     return tensor if len(index) == len(tensor) else select(tensor, index)
 
 
-def _combine(
+def combine(
     outputs: Sequence[Tensor],  # G of [n, D] model dtype
     weights: Tensor,  # [n, G] fp32
 ) -> Tensor:  # [n, D] fp32

@@ -30,17 +30,24 @@ class Summary:
             "prompt changed", "gradient wanted", "no batch found" (among the model's arguments) or
             "no place for the offset" (in its output).
         criterion: ``[images][steps]``, the number that decided the step, NaN where none did.
-        note: Why nothing was skipped; empty if something was.
+        note: Why nothing was skipped, or what else is to be known; empty if nothing is.
+        iterations: ``[images]`` of SRDS, after which each was done; -1 where it was not. Empty
+            without SRDS, whose images have no ``skip_map``, ``reasons`` and ``criterion``.
+        errors: ``[images]`` of SRDS, root mean square of the error in the latents, estimated.
+        image_ticks: ``[images]`` of SRDS, sequential model calls of each image.
     """
 
     method: str
     nfe: tuple[float, ...]
     ticks: int
     steps: int
-    skip_map: tuple[tuple[bool, ...], ...]
-    reasons: tuple[tuple[str, ...], ...]
-    criterion: tuple[tuple[float, ...], ...]
+    skip_map: tuple[tuple[bool, ...], ...] = ()
+    reasons: tuple[tuple[str, ...], ...] = ()
+    criterion: tuple[tuple[float, ...], ...] = ()
     note: str = ""
+    iterations: tuple[int, ...] = ()
+    errors: tuple[float, ...] = ()
+    image_ticks: tuple[int, ...] = ()
 
     def __str__(self) -> str:
         """One line for the generation and one for each image."""
@@ -56,6 +63,14 @@ class Summary:
             counts = Counter(reasons)
             why = ", ".join(f"{count} {reason}" for reason, count in counts.items())
             lines.append(f"  image {i}  {marks}  {self.nfe[i]:.0f} calls: {why}")
+        for i, (count, error, ticks) in enumerate(
+            zip(self.iterations, self.errors, self.image_ticks, strict=True)
+        ):
+            lines.append(
+                f"  image {i}  {count} iterations, {ticks} sequential calls "
+                f"({self.steps / max(1, ticks):.2f}x fewer), {self.nfe[i]:.0f} in all, "
+                f"estimated error {error:.1g}"
+            )
         if self.note:
             lines.append(f"  {self.note}")
         return "\n".join(lines)

@@ -9,7 +9,15 @@ from __future__ import annotations
 from sidestep.kernels.checks import table_width
 from sidestep.kernels.config import use_backend
 from sidestep.kernels.errors import BackendUnavailable
-from sidestep.kernels.operators import solver_step
+from sidestep.kernels.operators import difference_gram, parareal_correct_, solver_step
 from sidestep.kernels.prepared import PreparedStep
 
-__all__ = ["BackendUnavailable", "PreparedStep", "solver_step", "table_width", "use_backend"]
+__all__ = [
+    "BackendUnavailable",
+    "PreparedStep",
+    "difference_gram",
+    "parareal_correct_",
+    "solver_step",
+    "table_width",
+    "use_backend",
+]

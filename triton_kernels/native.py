@@ -15,7 +15,7 @@ try:
     from sidestep import _native
 except ImportError as error:
     raise BackendUnavailable(
-        f"solver_step: the native library is not built ({error}); run `pip install -e .`"
+        f"sidestep.kernels: the native library is not built ({error}); run `pip install -e .`"
     ) from error
 
 _run = _native.solver_step
@@ -58,19 +58,55 @@ def solver_step(
     if registers.is_cpu:
         _run(*arguments)
     else:
-        _run_cuda(arguments, registers.device)
+        _run_cuda("solver_step", arguments, (rows, D), registers.device)
 
 
-def _run_cuda(arguments: tuple[object, ...], device: torch.device) -> None:
+def difference_gram(
+    new: Tensor,  # [n, V, D] fp32
+    old: Tensor,  # [n, V, D] fp32
+) -> Tensor:  # [n, V, V] fp32
+    """The inner products of the differences, as `solver_step` runs."""
+    n, V, D = checks.difference_gram(new, old)
+    gram = new.new_empty((n, V, V))
+    arguments = (new.data_ptr(), old.data_ptr(), gram.data_ptr(), n, V, D)
+    if new.is_cpu:
+        _native.difference_gram(*arguments)
+    else:
+        _run_cuda("difference_gram", arguments, (n, D, V), new.device)
+    return gram
+
+
+def parareal_correct_(
+    boundary: Tensor,  # [n, R, D] fp32, written
+    fine: Tensor,  # [n, R, D] fp32
+    new: Tensor,  # [n, R+1, D] fp32
+    old: Tensor,  # [n, R+1, D] fp32
+    coefficients: Tensor,  # [n, R, R+1] fp32
+) -> Tensor:  # [n, 2] fp32
+    """The correction of parareal, as `solver_step` runs."""
+    n, R, D = checks.parareal_correct_(boundary, fine, new, old, coefficients)
+    residual = boundary.new_empty((n, 2))
+    tensors = (boundary, fine, new, old, coefficients, residual)
+    arguments = (*[tensor.data_ptr() for tensor in tensors], n, R, D)
+    if boundary.is_cpu:
+        _native.parareal_correct(*arguments)
+    else:
+        _run_cuda("parareal_correct", arguments, (n, D), boundary.device)
+    return residual
+
+
+def _run_cuda(
+    operation: str, arguments: tuple[object, ...], sizes: tuple[int, ...], device: torch.device
+) -> None:
+    """Calls the operation's GPU launcher; `sizes` is what its workspace depends on."""
     if not _native.build_info()["cuda"].startswith("yes"):
         raise BackendUnavailable(
-            "solver_step: the native library was built without CUDA kernels "
+            f"{operation}: the native library was built without CUDA kernels "
             f"(cuda: {_native.build_info()['cuda']}); rebuild with SIDESTEP_CUDA=1 or use "
             "SIDESTEP_KERNELS=triton"
         )
-    _, _, _, D, *_, rows, _, _ = arguments
     with torch.cuda.device(device):
-        nbytes = _native.cuda_solver_step_workspace(rows, D)
-        workspace = scratch("solver_step.native", device, nbytes, torch.uint8)
+        nbytes = getattr(_native, f"cuda_{operation}_workspace")(*sizes)
+        workspace = scratch(f"{operation}.native", device, nbytes, torch.uint8)
         stream = torch.cuda.current_stream().cuda_stream
-        _native.cuda_solver_step(*arguments, workspace.data_ptr(), stream)
+        getattr(_native, f"cuda_{operation}")(*arguments, workspace.data_ptr(), stream)

@@ -23,11 +23,20 @@ SCHEMAS = {
         "(Tensor(a!) registers, Tensor[] outputs, Tensor weights, Tensor? noise, Tensor table, "
         "Tensor step, Tensor? slot, Tensor(b!)? model_input, Tensor(c!) stats) -> ()"
     ),
+    "difference_gram": "(Tensor new, Tensor old) -> Tensor",
+    "parareal_correct_": (
+        "(Tensor(a!) boundary, Tensor fine, Tensor new, Tensor old, Tensor coefficients) -> Tensor"
+    ),
 }
 
 _AUTO = {"cpu": "native", "cuda": "triton"}
+_TRITON = {  # the module of each operator's Triton kernel
+    "solver_step": "solver_step_triton",
+    "difference_gram": "parareal_triton",
+    "parareal_correct_": "parareal_triton",
+}
 _library = torch.library.Library("sidestep", "DEF")
-_loaded: dict[tuple[str, str, str], Callable[..., None]] = {}
+_loaded: dict[tuple[str, str, str], Callable[..., Any]] = {}
 
 
 def solver_step(
@@ -84,6 +93,79 @@ def solver_step(
         run(registers, outputs, weights, noise, table, step, slot, model_input, stats)
 
 
+def difference_gram(
+    new: Tensor,  # [n, V, D] fp32
+    old: Tensor,  # [n, V, D] fp32
+) -> Tensor:  # [n, V, V] fp32
+    """The inner products of each row's differences, in one pass over memory.
+
+        d_j            = new_j - old_j, exactly 0 where both are equal
+        result[i, j]   = d_i . d_j          symmetric, the full matrix
+
+    Differences, products and the sums of up to 2048 elements are fp32, the sum of those float64. A
+    row's result does not depend, to the last bit, on the other rows or on how many there are;
+    backends differ by the order of their sums. Reads 8 V bytes per element of D. There is no
+    backward.
+
+    Args:
+        new: V vectors a row, in one iterate of parareal; V in 1..7.
+        old: The same in another. It may be the tensor `new`.
+
+    Returns:
+        The matrices; zeros if D is 0.
+
+    Raises:
+        ValueError: A shape, device or layout is wrong.
+        TypeError: A dtype is wrong.
+        BackendUnavailable: The backend chosen by `SIDESTEP_KERNELS` cannot run here.
+    """
+    if is_watched(new):
+        return torch.ops.sidestep.difference_gram.default(new, old)
+    return _backend("difference_gram", new)(new, old)
+
+
+def parareal_correct_(
+    boundary: Tensor,  # [n, R, D] fp32, written
+    fine: Tensor,  # [n, R, D] fp32
+    new: Tensor,  # [n, R+1, D] fp32
+    old: Tensor,  # [n, R+1, D] fp32
+    coefficients: Tensor,  # [n, R, R+1] fp32
+) -> Tensor:  # [n, 2] fp32
+    """Corrects the boundary of each row's block, in place, in one pass over memory.
+
+    SRDS, Alg. 1, for a coarse solver that is linear in the registers and the model output:
+
+        x_i^p[r] = fine[r] + (sum_j coefficients[r, j] * (new_j - old_j))
+        result   = mean (x_i^p[0] - x_i^{p-1}[0])^2,  mean (x_i^p[0])^2
+
+    All arithmetic is fp32, without fma; the sum runs over its columns in order and is added to
+    `fine` last. Where new_j and old_j are equal (infinities too) the term is left out, and where
+    all are, boundary is `fine` bit for bit, -0 included, whatever the coefficients. A column whose
+    coefficients are all 0 is not read (a NaN there does not spread). Boundary is the same bits on
+    every backend and for every n; the means' sums differ between backends in their order, and not
+    with n. Reads and writes 4 (4 R + 3) bytes per element of D. There is no backward.
+
+    Args:
+        boundary: x_i^{p-1}, becomes x_i^p; R in 1..6. Of the old values register 0 alone is read.
+        fine: F_i^p, what the fine solver made of the block from x_{i-1}^{p-1}.
+        new: Registers and model output at the block's start in iterate p: [x_{i-1}^p; u^p].
+        old: The same in iterate p - 1.
+        coefficients: C_i, the coarse solver.
+
+    Returns:
+        The residuals; zeros if D is 0.
+
+    Raises:
+        ValueError: A shape, device or layout is wrong, or boundary overlaps another argument.
+        TypeError: A dtype is wrong.
+        BackendUnavailable: The backend chosen by `SIDESTEP_KERNELS` cannot run here.
+    """
+    arguments = (boundary, fine, new, old, coefficients)
+    if is_watched(boundary):
+        return torch.ops.sidestep.parareal_correct_.default(*arguments)
+    return _backend("parareal_correct_", boundary)(*arguments)
+
+
 def is_watched(tensor: Tensor) -> bool:
     """Whether a compiler, tracer, profiler or tensor subclass must see this call."""
     return (
@@ -94,7 +176,7 @@ def is_watched(tensor: Tensor) -> bool:
     )
 
 
-def _backend(operator: str, tensor: Tensor) -> Callable[..., None]:
+def _backend(operator: str, tensor: Tensor) -> Callable[..., Any]:
     """Returns the function that runs `operator` on the tensor's device, loaded on first use."""
     key = (operator, config.backend(), "cpu" if tensor.is_cpu else tensor.device.type)
     found = _loaded.get(key)
@@ -103,7 +185,7 @@ def _backend(operator: str, tensor: Tensor) -> Callable[..., None]:
     return found
 
 
-def _load(operator: str, backend: str, device: str) -> Callable[..., None]:
+def _load(operator: str, backend: str, device: str) -> Callable[..., Any]:
     if device == "meta":
         return _FAKES[operator]
     if backend == "auto":
@@ -118,15 +200,15 @@ def _load(operator: str, backend: str, device: str) -> Callable[..., None]:
             f"{operator}: the Triton backend needs `pip install triton`, which is not installed; "
             "SIDESTEP_KERNELS=reference runs without it"
         )
-    name = f"{operator}_triton" if backend == "triton" else backend
+    name = _TRITON[operator] if backend == "triton" else backend
     return getattr(importlib.import_module(f"sidestep.kernels.{name}"), operator)
 
 
-def _kernel(operator: str) -> Callable[..., None]:
+def _kernel(operator: str) -> Callable[..., Any]:
     """Returns what the dispatcher calls for real tensors."""
 
-    def run(first: Tensor, *rest: object) -> None:
-        _backend(operator, first)(first, *rest)
+    def run(first: Tensor, *rest: object) -> Any:
+        return _backend(operator, first)(first, *rest)
 
     return run
 
@@ -135,7 +217,21 @@ def _solver_step_fake(*arguments: Any) -> None:
     checks.solver_step(*arguments)
 
 
-_FAKES = {"solver_step": _solver_step_fake}
+def _difference_gram_fake(new: Tensor, old: Tensor) -> Tensor:
+    n, V, _ = checks.difference_gram(new, old)
+    return new.new_empty((n, V, V))
+
+
+def _parareal_correct_fake(boundary: Tensor, *read: Tensor) -> Tensor:
+    n, _, _ = checks.parareal_correct_(boundary, *read)
+    return boundary.new_empty((n, 2))
+
+
+_FAKES: dict[str, Callable[..., Any]] = {
+    "solver_step": _solver_step_fake,
+    "difference_gram": _difference_gram_fake,
+    "parareal_correct_": _parareal_correct_fake,
+}
 
 for _name, _schema in SCHEMAS.items():
     _library.define(_name + _schema)

@@ -70,3 +70,53 @@ def combine(
     for term in terms[1:]:
         total = total + term
     return total
+
+
+def difference_gram(
+    new: Tensor,  # [n, V, D] fp32
+    old: Tensor,  # [n, V, D] fp32
+) -> Tensor:  # [n, V, V] fp32
+    """d_i . d_j of every row; see `sidestep.kernels.difference_gram`."""
+    n, V, _ = checks.difference_gram(new, old)
+    gram = new.new_empty((n, V, V))
+    for row in range(n):
+        d = [difference(new[row, j], old[row, j]).double() for j in range(V)]
+        for i in range(V):
+            for j in range(V):
+                gram[row, i, j] = (d[i] * d[j]).sum()
+    return gram
+
+
+def parareal_correct_(
+    boundary: Tensor,  # [n, R, D] fp32, written
+    fine: Tensor,  # [n, R, D] fp32
+    new: Tensor,  # [n, R+1, D] fp32
+    old: Tensor,  # [n, R+1, D] fp32
+    coefficients: Tensor,  # [n, R, R+1] fp32
+) -> Tensor:  # [n, 2] fp32
+    """fine + C . (new - old) of every row; see `sidestep.kernels.parareal_correct_`."""
+    arguments = (boundary, fine, new, old, coefficients)
+    n, R, D = checks.parareal_correct_(*arguments)
+    checks.parareal_correct_overlap(*arguments)
+    residual = boundary.new_zeros((n, 2))
+    for row in range(n):
+        before = boundary[row, 0].clone()  # [D]
+        d = [difference(new[row, j], old[row, j]) for j in range(R + 1)]
+        for r in range(R):
+            correction = torch.full_like(before, -0.0)  # -0 + v is v, for every v
+            for c, d_j in zip(coefficients[row, r].tolist(), d, strict=True):
+                if c != 0:
+                    correction = correction + torch.where(d_j != 0, c * d_j, -0.0)
+            boundary[row, r] = fine[row, r] + correction
+        if D > 0:
+            residual[row, 0] = (boundary[row, 0] - before).double().square().mean()
+            residual[row, 1] = boundary[row, 0].double().square().mean()
+    return residual
+
+
+def difference(
+    new: Tensor,  # [D] fp32
+    old: Tensor,  # [D] fp32
+) -> Tensor:  # [D] fp32
+    """new - old, and 0 where they are equal: infinities too."""
+    return torch.where(new != old, new - old, 0.0)

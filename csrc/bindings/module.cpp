@@ -3,7 +3,9 @@
 
 #include <string>
 
-#include "bindings/raise.h"
+#include "bindings/call.h"
+#include "bindings/parareal.h"
+#include "bindings/parareal_kernels.h"
 #include "bindings/scheduler.h"
 #include "core/thread_pool.h"
 #include "kernels/cpu/simd.h"
@@ -13,11 +15,6 @@
 namespace py = pybind11;
 
 namespace {
-
-template <typename T>
-T* address(uintptr_t value) {
-  return reinterpret_cast<T*>(value);
-}
 
 sidestep_solver_step_args make_args(uintptr_t registers, int64_t slots, int32_t num_registers,
                                     int64_t dim, const py::tuple& outputs, int32_t dtype,
@@ -53,16 +50,7 @@ void solver_step(uintptr_t registers, int64_t slots, int32_t num_registers, int6
                  uintptr_t model_input, uintptr_t stats) {
   const auto args = make_args(registers, slots, num_registers, dim, outputs, dtype, weights, noise,
                               table, steps, step, slot, rows, model_input, stats);
-  // A small step is over before another thread could have taken the lock.
-  if (sidestep::solver_step_bytes(args) < sidestep::kParallelBytes) {
-    return raise(sidestep::cpu_solver_step(args));
-  }
-  sidestep::Status status;
-  {
-    py::gil_scoped_release release;
-    status = sidestep::cpu_solver_step(args);
-  }
-  raise(status);
+  call(sidestep::cpu_solver_step, args, sidestep::solver_step_bytes(args));
 }
 
 void cuda_solver_step(uintptr_t registers, int64_t slots, int32_t num_registers, int64_t dim,
@@ -70,14 +58,9 @@ void cuda_solver_step(uintptr_t registers, int64_t slots, int32_t num_registers,
                       uintptr_t table, int64_t steps, uintptr_t step, uintptr_t slot, int64_t rows,
                       uintptr_t model_input, uintptr_t stats, uintptr_t workspace,
                       uintptr_t stream) {
-#ifdef SIDESTEP_WITH_CUDA
   const auto args = make_args(registers, slots, num_registers, dim, outputs, dtype, weights, noise,
                               table, steps, step, slot, rows, model_input, stats);
   raise(sidestep::cuda_solver_step(args, address<void>(workspace), address<void>(stream)));
-#else
-  throw std::runtime_error(std::string("solver_step: this build has no CUDA kernels (") +
-                           sidestep_build_info("cuda") + ")");
-#endif
 }
 
 void set_num_threads(int n) {
@@ -113,7 +96,9 @@ PYBIND11_MODULE(_native, m) {
   m.def(
       "set_simd", [](const std::string& name) { raise(sidestep::set_simd(name.c_str())); },
       "(name): \"avx512\", \"avx2\" or \"scalar\"; all give the same bits.");
-  m.def("simd", &sidestep::simd_name);
+  m.def("simd", [] { return sidestep::simd().name; });
   m.def("build_info", &build_info, "What was built: version, compiler, cuda, simd.");
+  bind_parareal_kernels(m);
   bind_scheduler(m);
+  bind_parareal(m);
 }

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "bindings/raise.h"
+#include "bindings/read.h"
 #include "core/row_scheduler.h"
 
 namespace py = pybind11;
@@ -18,21 +19,13 @@ struct QueueFull : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
-// Python's integers and lists come in through casts, so that <pybind11/stl.h> is not needed.
-template <typename T>
-std::vector<T> read(const py::sequence& values) {
-  std::vector<T> read;
-  read.reserve(values.size());
-  for (const py::handle value : values) read.push_back(value.cast<T>());
-  return read;
+py::tuple tuple_of(const sidestep_row& row) {
+  return py::make_tuple(row.request, row.row, row.slot, row.step, row.position);
 }
 
 py::list write(const std::vector<sidestep_row>& rows) {
   py::list list(rows.size());
-  for (size_t i = 0; i < rows.size(); ++i) {
-    const sidestep_row& row = rows[i];
-    list[i] = py::make_tuple(row.request, row.row, row.slot, row.step, row.position);
-  }
+  for (size_t i = 0; i < rows.size(); ++i) list[i] = tuple_of(rows[i]);
   return list;
 }
 
@@ -50,6 +43,21 @@ int64_t submit(RowScheduler& self, int64_t rows, int64_t steps, int64_t branches
   if (status.code() == SIDESTEP_FULL) throw QueueFull(status.message());
   raise(status);
   return id;
+}
+
+py::list admit(RowScheduler& self) {
+  const std::vector<sidestep_row>& rows = self.admit();
+  py::list list(rows.size());
+  for (size_t i = 0; i < rows.size(); ++i) {
+    list[i] = tuple_of(rows[i]) + py::make_tuple(rows[i].extension);
+  }
+  return list;
+}
+
+int64_t extend(RowScheduler& self, int64_t id, int64_t row, int64_t steps, int64_t delay) {
+  int64_t number = -1;
+  raise(self.extend({id, row, steps, delay}, &number));
+  return number;
 }
 
 py::object next(RowScheduler& self) {
@@ -98,6 +106,12 @@ bool drop(RowScheduler& self, int64_t id, bool failed) {
   return ended;
 }
 
+bool drop_row(RowScheduler& self, int64_t id, int64_t row) {
+  bool ended = false;
+  raise(self.drop_row(id, row, &ended));
+  return ended;
+}
+
 py::dict counts(const RowScheduler& self) {
   const sidestep_scheduler_counts counts = self.counts();
   py::dict named;
@@ -110,6 +124,7 @@ py::dict counts(const RowScheduler& self) {
   named["done"] = counts.done;
   named["cancelled"] = counts.cancelled;
   named["failed"] = counts.failed;
+  named["extensions"] = counts.extensions;
   return named;
 }
 
@@ -124,8 +139,11 @@ void bind_scheduler(py::module_& m) {
       .def("submit", &submit, py::arg("rows"), py::arg("steps"), py::arg("branches"),
            py::arg("group"), "Queues a request and returns its id; raises QueueFull.")
       .def(
-          "admit", [](RowScheduler& self) { return write(self.admit()); },
-          "Gives free slots to waiting requests; returns their rows.")
+          "admit", &admit,
+          "Gives free slots to extensions, then to waiting requests; returns their rows, each with "
+          "its extension number behind it, -1 for a row of submit.")
+      .def("extend", &extend, py::arg("id"), py::arg("row"), py::arg("steps"), py::arg("delay") = 0,
+           "Adds a row to a request that has not ended; returns its extension number.")
       .def("next", &next,
            "(ticket, rows, entries, entries without padding) of the next model call, or None; an "
            "entry is (position, branch).")
@@ -139,5 +157,7 @@ void bind_scheduler(py::module_& m) {
            "2 done, 3 done and the last of its request.")
       .def("drop", &drop, py::arg("id"), py::arg("failed"),
            "Ends a request; returns whether it had not ended before.")
+      .def("drop_row", &drop_row, py::arg("id"), py::arg("row"),
+           "Ends the rows of that index; returns whether the request is done by it.")
       .def("counts", &counts);
 }

@@ -25,23 +25,39 @@ sidestep_status sidestep_solver_step(const sidestep_solver_step_args* args) {
   return guarded([&] { return sidestep::cpu_solver_step(*args); });
 }
 
+sidestep_status sidestep_difference_gram(const sidestep_difference_gram_args* args) {
+  return guarded([&] { return sidestep::cpu_difference_gram(*args); });
+}
+
+sidestep_status sidestep_parareal_correct(const sidestep_parareal_correct_args* args) {
+  return guarded([&] { return sidestep::cpu_parareal_correct(*args); });
+}
+
 sidestep_status sidestep_cuda_solver_step(const sidestep_solver_step_args* args, void* workspace,
                                           void* stream) {
-  return guarded([&] {
-#ifdef SIDESTEP_WITH_CUDA
-    return sidestep::cuda_solver_step(*args, workspace, stream);
-#else
-    (void)args;
-    (void)workspace;
-    (void)stream;
-    return sidestep::Status(SIDESTEP_UNAVAILABLE,
-                            "solver_step: this build has no CUDA kernels (" SIDESTEP_CUDA_INFO ")");
-#endif
-  });
+  return guarded([&] { return sidestep::cuda_solver_step(*args, workspace, stream); });
+}
+
+sidestep_status sidestep_cuda_difference_gram(const sidestep_difference_gram_args* args,
+                                              void* workspace, void* stream) {
+  return guarded([&] { return sidestep::cuda_difference_gram(*args, workspace, stream); });
+}
+
+sidestep_status sidestep_cuda_parareal_correct(const sidestep_parareal_correct_args* args,
+                                               void* workspace, void* stream) {
+  return guarded([&] { return sidestep::cuda_parareal_correct(*args, workspace, stream); });
 }
 
 int64_t sidestep_cuda_solver_step_workspace(int64_t rows, int64_t dim) {
   return sidestep::cuda_solver_step_workspace(rows, dim);
+}
+
+int64_t sidestep_cuda_difference_gram_workspace(int64_t rows, int64_t dim, int32_t num_vectors) {
+  return sidestep::cuda_difference_gram_workspace(rows, dim, num_vectors);
+}
+
+int64_t sidestep_cuda_parareal_correct_workspace(int64_t rows, int64_t dim) {
+  return sidestep::cuda_parareal_correct_workspace(rows, dim);
 }
 
 const char* sidestep_error(void) { return sidestep::last_error().c_str(); }
@@ -54,7 +70,7 @@ const char* sidestep_build_info(const char* key) {
   if (std::strcmp(key, "version") == 0) return SIDESTEP_VERSION;
   if (std::strcmp(key, "compiler") == 0) return SIDESTEP_COMPILER;
   if (std::strcmp(key, "cuda") == 0) return SIDESTEP_CUDA_INFO;
-  if (std::strcmp(key, "simd") == 0) return sidestep::simd_name();
+  if (std::strcmp(key, "simd") == 0) return sidestep::simd().name;
   return nullptr;
 }
 

@@ -14,12 +14,13 @@ struct LiveRequest {
   int64_t steps;
   int64_t branches;
   int64_t group;
-  int64_t remaining;  // rows that are not done
+  int64_t remaining;  // rows that are not done, those it has grown by included
 };
 
 class RequestList {
  public:
-  // A running request has a slot at least, so no more than `capacity` of them run.
+  // No request starts while a row of a running one waits: each of those has a slot at least when
+  // another starts, so no more than `capacity` of them run.
   RequestList(int64_t capacity, int64_t queue) : queue_(queue) { list_.reserve(capacity + queue); }
 
   int64_t running() const { return running_; }
@@ -38,6 +39,8 @@ class RequestList {
     const auto at = place(id);
     return at != list_.end() && at->id == id ? &*at : nullptr;
   }
+
+  bool runs(int64_t id) { return place(id) - list_.begin() < running_; }
 
   void erase(int64_t id) {
     const auto at = place(id);

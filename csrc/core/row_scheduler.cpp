@@ -70,27 +70,69 @@ Status RowScheduler::submit(const sidestep_scheduler_request& request, int64_t* 
   return Status();
 }
 
+Status RowScheduler::extend(const sidestep_scheduler_extension& extension, int64_t* number) {
+  const Status status = check_id(extension.request);
+  if (!status.ok()) return status;
+  LiveRequest* request = requests_.find(extension.request);
+  if (request == nullptr) {
+    return invalid_argument("scheduler: extend of request %" PRId64 ", which has ended",
+                            extension.request);
+  }
+  if (extension.steps < 1) {
+    return invalid_argument("scheduler: the extension has %" PRId64 " steps, expected 1 or more",
+                            extension.steps);
+  }
+  if (extension.delay < 0 || extension.delay > kMaxSize) {
+    return invalid_argument("scheduler: the extension's delay is %" PRId64
+                            " rows, expected 0 to %" PRId64,
+                            extension.delay, kMaxSize);
+  }
+  extensions_.push(
+      {next_extension_, extension.request, extension.row, extension.steps, come(extension.delay)});
+  ++request->remaining;
+  *number = next_extension_++;
+  return Status();
+}
+
 const std::vector<sidestep_row>& RowScheduler::admit() {
   rows_.clear();
+  admit_extensions();
   for (LiveRequest* request = requests_.first_waiting();
        request != nullptr && request->rows <= static_cast<int64_t>(free_.size());
        request = requests_.first_waiting()) {
     for (int64_t row = 0; row < request->rows; ++row) {
-      const int64_t at = free_.back();
-      free_.pop_back();
-      Slot& slot = slots_[at];
-      slot = Slot();
-      slot.request = request->id;
-      slot.row = row;
-      slot.steps = request->steps;
-      slot.branches = request->branches;
-      slot.group = request->group;
-      make_ready(&slot);
-      rows_.push_back(describe(at));
+      occupy(*request, row, request->steps).urgency = come(0);
     }
     requests_.start_first_waiting();
+    admit_extensions();  // those of this request, before the next request
   }
   return rows_;
+}
+
+// Those of requests that run, until no slot is free.
+void RowScheduler::admit_extensions() {
+  extensions_.remove([this](const Extension& extension) {
+    if (free_.empty() || !requests_.runs(extension.request)) return false;
+    Slot& slot = occupy(*requests_.find(extension.request), extension.row, extension.steps);
+    slot.urgency = extension.urgency;
+    slot.extension = rows_.back().extension = extension.number;
+    return true;
+  });
+}
+
+RowScheduler::Slot& RowScheduler::occupy(const LiveRequest& request, int64_t row, int64_t steps) {
+  const int64_t at = free_.back();
+  free_.pop_back();
+  Slot& slot = slots_[at];
+  slot = Slot();
+  slot.state = State::kReady;
+  slot.request = request.id;
+  slot.row = row;
+  slot.steps = steps;
+  slot.branches = request.branches;
+  slot.group = request.group;
+  rows_.push_back(describe(at));
+  return slot;
 }
 
 const Batch& RowScheduler::next() {
@@ -115,7 +157,7 @@ void RowScheduler::choose() {
     if (slots_[slot].state == State::kReady) numbers_.push_back(static_cast<int64_t>(slot));
   }
   std::sort(numbers_.begin(), numbers_.end(),
-            [this](int64_t a, int64_t b) { return slots_[a].since < slots_[b].since; });
+            [this](int64_t a, int64_t b) { return slots_[a].urgency < slots_[b].urgency; });
   batch_.rows.clear();
   int64_t entries = 0;
   for (const int64_t at : numbers_) {
@@ -128,7 +170,7 @@ void RowScheduler::choose() {
   std::sort(batch_.rows.begin(), batch_.rows.end(),
             [this](const sidestep_row& a, const sidestep_row& b) {
               if (a.branches != b.branches) return a.branches > b.branches;
-              return slots_[a.slot].since < slots_[b.slot].since;
+              return slots_[a.slot].urgency < slots_[b.slot].urgency;
             });
 }
 
@@ -212,7 +254,8 @@ Status RowScheduler::advance(const int64_t* slots, const uint8_t* compute, int64
     if (++slot.step == slot.steps) {
       states[i] = finish_row(slots[i]);
     } else if (compute[i] != 0) {
-      make_ready(&slot);
+      slot.state = State::kReady;
+      slot.urgency = come(slot.urgency.delay);
       states[i] = SIDESTEP_ROW_READY;
     } else {
       slot.state = State::kSkipping;
@@ -223,12 +266,33 @@ Status RowScheduler::advance(const int64_t* slots, const uint8_t* compute, int64
 }
 
 Status RowScheduler::drop(int64_t id, bool failed, bool* ended) {
-  if (id < 0 || id >= next_id_) {
-    return invalid_argument("scheduler: request %" PRId64 " is unknown, expected 0 to %" PRId64, id,
-                            next_id_ - 1);
-  }
+  const Status status = check_id(id);
+  if (!status.ok()) return status;
   *ended = requests_.find(id) != nullptr;
   if (*ended) end(id, failed ? &failed_ : &cancelled_);
+  return Status();
+}
+
+Status RowScheduler::drop_row(int64_t id, int64_t row, bool* ended) {
+  const Status status = check_id(id);
+  if (!status.ok()) return status;
+  *ended = false;
+  LiveRequest* request = requests_.find(id);
+  if (request == nullptr) return Status();
+  if (!requests_.runs(id)) {
+    return invalid_argument(
+        "scheduler: drop_row of request %" PRId64 ", which waits, expected one that runs", id);
+  }
+  request->remaining -= extensions_.remove(
+      [&](const Extension& waits) { return waits.request == id && waits.row == row; });
+  for (size_t slot = 0; slot < slots_.size(); ++slot) {
+    const Slot& held = slots_[slot];
+    if (held.state == State::kFree || held.request != id || held.row != row) continue;
+    release(static_cast<int64_t>(slot));
+    --request->remaining;
+  }
+  *ended = request->remaining == 0;
+  if (*ended) end(id, &done_);
   return Status();
 }
 
@@ -245,13 +309,20 @@ sidestep_scheduler_counts RowScheduler::counts() const {
   counts.done = done_;
   counts.cancelled = cancelled_;
   counts.failed = failed_;
+  counts.extensions = extensions_.size();
   return counts;
 }
 
 sidestep_row RowScheduler::describe(int64_t at) const {
   const Slot& slot = slots_[at];
   const int64_t position = slot.state == State::kInFlight ? slot.position : -1;
-  return {slot.request, slot.row, at, slot.step, position, slot.branches};
+  return {slot.request, slot.row, at, slot.step, position, slot.branches, slot.extension};
+}
+
+Status RowScheduler::check_id(int64_t id) const {
+  if (id >= 0 && id < next_id_) return Status();
+  return invalid_argument("scheduler: request %" PRId64 " is unknown, expected 0 to %" PRId64, id,
+                          next_id_ - 1);
 }
 
 Status RowScheduler::check_ticket(const char* what, int64_t ticket) const {
@@ -280,10 +351,7 @@ int32_t RowScheduler::finish_row(int64_t slot) {
   return last ? SIDESTEP_ROW_LAST : SIDESTEP_ROW_DONE;
 }
 
-void RowScheduler::make_ready(Slot* slot) {
-  slot->state = State::kReady;
-  slot->since = clock_++;
-}
+Urgency RowScheduler::come(int64_t delay) { return {clock_++ + delay, delay}; }
 
 void RowScheduler::release(int64_t slot) {
   slots_[slot] = Slot();
@@ -296,6 +364,7 @@ void RowScheduler::end(int64_t id, int64_t* counter) {
       release(static_cast<int64_t>(slot));
     }
   }
+  extensions_.remove([id](const Extension& waits) { return waits.request == id; });
   requests_.erase(id);
   ++*counter;
 }

@@ -58,6 +58,12 @@ sidestep_status sidestep_scheduler_submit(sidestep_scheduler* scheduler,
   return locked(scheduler, [&](RowScheduler& rows) { return rows.submit(*request, id); });
 }
 
+sidestep_status sidestep_scheduler_extend(sidestep_scheduler* scheduler,
+                                          const sidestep_scheduler_extension* extension,
+                                          int64_t* number) {
+  return locked(scheduler, [&](RowScheduler& rows) { return rows.extend(*extension, number); });
+}
+
 sidestep_status sidestep_scheduler_admit(sidestep_scheduler* scheduler, sidestep_row* rows,
                                          int64_t* count) {
   return locked(scheduler, [&](RowScheduler& core) {
@@ -117,6 +123,16 @@ sidestep_status sidestep_scheduler_drop(sidestep_scheduler* scheduler, int64_t i
     bool was_live = false;
     const Status status = core.drop(id, failed != 0, &was_live);
     if (status.ok()) *ended = was_live ? 1 : 0;
+    return status;
+  });
+}
+
+sidestep_status sidestep_scheduler_drop_row(sidestep_scheduler* scheduler, int64_t id, int64_t row,
+                                            int32_t* ended) {
+  return locked(scheduler, [&](RowScheduler& core) {
+    bool was_last = false;
+    const Status status = core.drop_row(id, row, &was_last);
+    if (status.ok()) *ended = was_last ? 1 : 0;
     return status;
   });
 }

@@ -1,29 +1,14 @@
 // Checks every argument of the fused step before anything is touched.
 #include <algorithm>
 #include <cinttypes>
-#include <cstdio>
 #include <vector>
 
 #include "core/table.h"
 #include "kernels/launch.h"
+#include "kernels/ranges.h"
 
 namespace sidestep {
 namespace {
-
-struct Range {
-  const char* name;
-  const void* data;
-  int64_t bytes;
-  bool written;
-};
-
-bool overlap(const Range& a, const Range& b) {
-  if (a.data == nullptr || b.data == nullptr || a.bytes == 0 || b.bytes == 0) return false;
-  const auto first = reinterpret_cast<uintptr_t>(a.data);
-  const auto second = reinterpret_cast<uintptr_t>(b.data);
-  return first < second + static_cast<uintptr_t>(b.bytes) &&
-         second < first + static_cast<uintptr_t>(a.bytes);
-}
 
 int64_t element_size(int32_t dtype) { return dtype == SIDESTEP_FLOAT32 ? 4 : 2; }
 
@@ -65,35 +50,19 @@ Status check_solver_step(const sidestep_solver_step_args& a) {
   const int64_t element = element_size(a.dtype);
   const int64_t row_bytes = a.rows * a.dim;
   const Range ranges[] = {
-      {"registers", a.registers, a.slots * a.num_registers * a.dim * 4, true},
-      {"model_input", a.model_input, a.num_branches * row_bytes * element, true},
-      {"stats", a.stats, a.rows * 2 * 4, true},
-      {"weights", a.weights, a.rows * a.num_branches * 4, false},
-      {"noise", a.noise, row_bytes * 4, false},
-      {"table", a.table, a.steps * table_width(a.num_registers) * 4, false},
-      {"step", a.step, a.rows * 8, false},
-      {"slot", a.slot, a.rows * 8, false},
-      {"outputs[0]", a.outputs[0], row_bytes * element, false},
-      {"outputs[1]", a.num_branches > 1 ? a.outputs[1] : nullptr, row_bytes * element, false},
-      {"outputs[2]", a.num_branches > 2 ? a.outputs[2] : nullptr, row_bytes * element, false},
+      {"registers", a.registers, a.slots * a.num_registers * a.dim * 4, true, false},
+      {"model_input", a.model_input, a.num_branches * row_bytes * element, true, true},
+      {"stats", a.stats, a.rows * 2 * 4, true, false},
+      {"weights", a.weights, a.rows * a.num_branches * 4, false, false},
+      {"noise", a.noise, row_bytes * 4, false, true},
+      {"table", a.table, a.steps * table_width(a.num_registers) * 4, false, false},
+      {"step", a.step, a.rows * 8, false, false},
+      {"slot", a.slot, a.rows * 8, false, true},
+      {"outputs[0]", a.outputs[0], row_bytes * element, false, false},
+      {"outputs[1]", a.outputs[1], row_bytes * element, false, false},
+      {"outputs[2]", a.outputs[2], row_bytes * element, false, false},
   };
-  constexpr int kWritten = 3;
-  const int count = 8 + a.num_branches;
-  for (int i = 0; i < count; ++i) {
-    const bool optional = i == 1 || i == 4 || i == 7;
-    if (ranges[i].data == nullptr && ranges[i].bytes > 0 && !optional) {
-      return invalid_argument("solver_step: %s is null, expected an address", ranges[i].name);
-    }
-  }
-  for (int i = 0; i < kWritten; ++i) {
-    for (int j = i + 1; j < count; ++j) {
-      if (overlap(ranges[i], ranges[j])) {
-        return invalid_argument("solver_step: %s overlaps %s in memory, expected separate tensors",
-                                ranges[i].name, ranges[j].name);
-      }
-    }
-  }
-  return Status();
+  return check_ranges("solver_step", ranges, 8 + a.num_branches);
 }
 
 Status check_rows(const sidestep_solver_step_args& a) {

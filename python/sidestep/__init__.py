@@ -27,6 +27,7 @@ _EXPORTS = {
     "QueueFull": "sidestep.runtime.engine",
     "Request": "sidestep.runtime.engine",
     "Result": "sidestep.runtime.engine",
+    "SRDS": "sidestep.runtime.methods.srds",
     "SidestepScheduler": "sidestep.adapters.scheduler",
     "Solver": "sidestep.runtime.solvers",
     "disable": "sidestep.adapters.enable",
@@ -36,6 +37,7 @@ _EXPORTS = {
 }
 
 __all__ = [
+    "SRDS",
     "Adaptive",
     "BackendUnavailable",
     "DynamicThreshold",
@@ -60,6 +62,7 @@ if TYPE_CHECKING:
     from sidestep.models import load_pipeline
     from sidestep.runtime.engine import Engine, QueueFull, Request, Result
     from sidestep.runtime.methods.adaptive import Adaptive
+    from sidestep.runtime.methods.srds import SRDS
     from sidestep.runtime.plan import Plan
     from sidestep.runtime.sample import sample
     from sidestep.runtime.solvers import Solver

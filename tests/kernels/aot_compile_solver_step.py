@@ -11,6 +11,7 @@ import subprocess
 import tempfile
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import triton
 from triton.backends.compiler import GPUTarget
@@ -47,6 +48,11 @@ def compile_step(
         target=GPUTarget("cuda", arch, 32),
         options={"enable_fp_fusion": False, "num_warps": subject.NUM_WARPS},
     )
+    return describe(compiled)
+
+
+def describe(compiled: Any) -> dict[str, object]:
+    """What a compiled kernel does to memory, and what it needs."""
     ptx = compiled.asm["ptx"]
     return {
         "accesses": Counter(re.findall(r"\b((?:ld|st)\.global(?:\.\w+)*)", ptx)),

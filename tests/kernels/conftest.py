@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-# Set by test_solver_step_elsewhere.py, which runs these tests again in processes of their own.
+# Set by elsewhere.py, which runs these tests again in processes of their own.
 BACKENDS = os.environ.get("KERNEL_TEST_BACKENDS", "reference native").split()
 DEVICE = os.environ.get("KERNEL_TEST_DEVICE", "cpu")
 

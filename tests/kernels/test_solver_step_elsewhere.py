@@ -2,29 +2,14 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from elsewhere import compiled_ahead, run_tests_again
 
-HERE = Path(__file__).resolve().parent
 SHARED_TESTS = ["test_solver_step.py", "test_solver_step_errors.py"]
 pytest.importorskip("triton", reason="Triton is not installed (Linux x86-64 only)")
-
-
-def run_tests_again(*files: str, backends: str, device: str, **environment: str) -> None:
-    """Runs test files in a process of its own, whose failures show in this test's message."""
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *files]
-    variables = {"KERNEL_TEST_BACKENDS": backends, "KERNEL_TEST_DEVICE": device, **environment}
-    result = subprocess.run(
-        command, cwd=HERE, env=os.environ | variables, capture_output=True, text=True
-    )
-    assert result.returncode == 0, f"{' '.join(command)}\n{result.stdout}\n{result.stderr}"
-    assert "skipped" not in result.stdout, result.stdout
 
 
 def test_triton_interpreter() -> None:
@@ -32,16 +17,12 @@ def test_triton_interpreter() -> None:
 
 
 @pytest.fixture(scope="module")
-def compiled() -> dict[str, dict]:
+def compiled() -> dict[str, Any]:
     """What the ahead-of-time compiler made of each variant."""
-    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    command = [sys.executable, "aot_compile_solver_step.py"]
-    result = subprocess.run(command, cwd=HERE, env=environment, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
-    return json.loads(result.stdout)
+    return compiled_ahead("aot_compile_solver_step.py")
 
 
-def test_compiled_kernels_neither_spill_nor_fuse(compiled: dict[str, dict]) -> None:
+def test_compiled_kernels_neither_spill_nor_fuse(compiled: dict[str, Any]) -> None:
     assert len(compiled) == 6
     for name, found in compiled.items():
         assert found["resources"]["STACK"] == found["resources"]["LOCAL"] == 0, name
@@ -61,7 +42,7 @@ def test_compiled_kernels_neither_spill_nor_fuse(compiled: dict[str, dict]) -> N
     ],
 )
 def test_latents_move_once_in_128_bits(
-    compiled: dict[str, dict], name: str, loads: int, stores: int
+    compiled: dict[str, Any], name: str, loads: int, stores: int
 ) -> None:
     """Registers, outputs and noise are read once, registers and model_input written once."""
     accesses = compiled[name]["accesses"]

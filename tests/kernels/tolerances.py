@@ -8,6 +8,9 @@ import torch
 # Chains are at most a few hundred additions long; their rounding errors add up like a random walk.
 STATS_RTOL = 3e-6
 
+# An inner product of D terms, relative to the lengths of its two vectors, for the same reason.
+GRAM_RTOL = 3e-6
+
 # The fused step against float64: fewer than ten fp32 roundings of terms of the size of the result.
 FLOAT64_RTOL, FLOAT64_ATOL = 2e-6, 1e-5
 

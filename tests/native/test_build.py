@@ -67,10 +67,11 @@ def test_the_extension_needs_neither_torch_nor_cuda() -> None:
     assert not [name for name in libraries if re.search("torch|cud|c10|python", name)]
 
 
+@pytest.mark.parametrize("operator", ["solver_step", "parareal"])
 @pytest.mark.parametrize("simd", ["avx2", "avx512"])
-def test_no_function_of_one_instruction_set_can_stand_for_another(simd: str) -> None:
+def test_no_function_of_one_instruction_set_can_stand_for_another(simd: str, operator: str) -> None:
     # A weak symbol compiled for AVX could be the copy that the linker keeps for every processor.
-    objects = list(BUILD.rglob(f"solver_step_{simd}.cpp.o"))
+    objects = list(BUILD.rglob(f"{operator}_{simd}.cpp.o"))
     if not objects:
         pytest.skip(f"{BUILD} holds no {simd} object: not built here, or not for x86-64")
     kinds = {line.split()[-2] for line in output(tool("nm"), objects[0]).split("\n") if line}
@@ -79,7 +80,10 @@ def test_no_function_of_one_instruction_set_can_stand_for_another(simd: str) -> 
 
 def test_the_headers_are_plain_c(tmp_path: Path) -> None:
     source = tmp_path / "program.c"
-    source.write_text("#include <sidestep/scheduler.h>\nint main(void) { return 0; }\n")
+    headers = sorted((ROOT / "csrc/include/sidestep").glob("*.h"))
+    assert len(headers) == 3
+    lines = [f"#include <sidestep/{header.name}>" for header in headers]
+    source.write_text("\n".join([*lines, "int main(void) { return 0; }\n"]))
     include = ROOT / "csrc/include"
     output(
         tool("cc"),
@@ -111,19 +115,21 @@ def test_cuda_that_cannot_be_built_fails_loudly(choice: str, sentence: str) -> N
 
 
 @pytest.fixture(scope="module")
-def machine_code(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The file that holds the GPU's machine code: the extension, or one architecture built now."""
+def machine_code(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """The files that hold the GPU's machine code: the extension, or one architecture built now."""
     if _native.build_info()["cuda"].startswith("yes"):
-        return Path(_native.__file__)
+        return [Path(_native.__file__)]
     root = toolkit()
     if root is None:
         pytest.skip("no CUDA toolkit in CUDA_HOME, CUDA_PATH or /usr/local/cuda")
-    cubin = tmp_path_factory.mktemp("cuda") / "solver_step.sm_80.cubin"
     options = ["-std=c++17", "-O3", "--fmad=false", "-cubin", "-arch=sm_80", "-Werror=all-warnings"]
-    includes = [f"-I{ROOT / 'csrc'}", f"-I{ROOT / 'csrc/include'}", "-DSIDESTEP_WITH_CUDA"]
-    source = ROOT / "csrc/kernels/cuda/solver_step.cu"
-    output(root / "bin/nvcc", *options, *includes, source, "-o", cubin)
-    return cubin
+    includes = [f"-I{ROOT / 'csrc'}", f"-I{ROOT / 'csrc/include'}"]
+    built = []
+    for source in sorted((ROOT / "csrc/kernels/cuda").glob("*.cu")):
+        cubin = tmp_path_factory.mktemp("cuda") / f"{source.stem}.sm_80.cubin"
+        output(root / "bin/nvcc", *options, *includes, source, "-o", cubin)
+        built.append(cubin)
+    return built
 
 
 @pytest.fixture(scope="module")
@@ -140,38 +146,62 @@ def cuobjdump() -> str:
     pytest.skip("no cuobjdump in the CUDA toolkit or in Triton's wheel")
 
 
-def test_gpu_kernels_do_not_spill(machine_code: Path, cuobjdump: str) -> None:
-    usage = output(cuobjdump, "--dump-resource-usage", machine_code)
-    kernels = re.findall(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", usage)
+# Kernels of each source: the fused step in 6 R and 3 dtypes; gram in 7 V, correction in 6 R.
+KERNELS = {
+    "solver_step_kernel": 18,
+    "difference_gram_kernel": 7,
+    "parareal_correct_kernel": 6,
+    "finish_gram_kernel": 1,
+    "finish_residual_kernel": 1,
+}
+
+
+def dumped(cuobjdump: str, files: list[Path], *options: str) -> str:
+    """What cuobjdump says of the files."""
+    return "".join(output(cuobjdump, *options, file) for file in files)
+
+
+def test_gpu_kernels_do_not_spill(machine_code: list[Path], cuobjdump: str) -> None:
+    usage = dumped(cuobjdump, machine_code, "--dump-resource-usage")
+    pattern = r"Function (\w+):\s+REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)"
+    kernels = re.findall(pattern, usage)
     architectures = set(re.findall(r"arch = (sm_\d+)", usage)) or {"sm_80"}
-    # R = 1..6 in three dtypes, for each architecture.
-    assert len(kernels) == 18 * len(architectures)
-    for registers, stack, local in kernels:
-        assert int(registers) <= 128  # two blocks of 256 threads on every multiprocessor
-        assert (stack, local) == ("0", "0")
+    for kernel, count in KERNELS.items():
+        assert len([k for k in kernels if kernel in k[0]]) == count * len(architectures), kernel
+    assert len(kernels) == sum(KERNELS.values()) * len(architectures)
+    for name, registers, stack, local in kernels:
+        assert int(registers) <= 128, name  # two blocks of 256 threads on every multiprocessor
+        assert (stack, local) == ("0", "0"), name
 
 
-def test_gpu_architectures(machine_code: Path, cuobjdump: str) -> None:
-    if machine_code.suffix == ".cubin":
+def test_gpu_architectures(machine_code: list[Path], cuobjdump: str) -> None:
+    if machine_code[0].suffix == ".cubin":
         pytest.skip("the extension was built without CUDA: " + _native.build_info()["cuda"])
-    listed = output(cuobjdump, "-lelf", machine_code)
+    listed = dumped(cuobjdump, machine_code, "-lelf")
     found = set(re.findall(r"sm_\d+", listed))
     named = set(re.findall(r"\d+", _native.build_info()["cuda"]))
     assert found == {f"sm_{name}" for name in named}
     assert {"sm_80", "sm_90"} <= found <= ARCHITECTURES
 
 
-def test_gpu_kernels_move_16_bytes_at_a_time(machine_code: Path, cuobjdump: str) -> None:
-    code = output(cuobjdump, "-sass", "-arch", "sm_80", machine_code)
+def test_gpu_kernels_move_16_bytes_at_a_time(machine_code: list[Path], cuobjdump: str) -> None:
+    code = dumped(cuobjdump, machine_code, "-sass", "-arch", "sm_80")
     bodies = re.split(r"Function : ", code)[1:]
-    assert len(bodies) == 18
+    assert len(bodies) == sum(KERNELS.values())
     for body in bodies:
         name = body.split("\n", 1)[0]
-        registers = int(re.search(r"Li(\d)E", name).group(1))
-        pieces = 1 if "solver_step_kernelIf" in name else 2  # of one thread's fp32 elements
         wide_loads = len(re.findall(r"LDG\.E\.128", body))
         wide_stores = len(re.findall(r"STG\.E\.128", body))
-        # registers and noise in `pieces` loads each; three branches in one each
-        assert wide_loads >= (registers + 1) * pieces + 3, name
-        assert wide_stores >= registers * pieces + 1, name
-        assert "FFMA R" not in re.sub(r"FFMA R\d+, RZ", "", body), name
+        if "finish_" not in name:
+            assert "FFMA R" not in re.sub(r"FFMA R\d+, RZ", "", body), name
+            size = int(re.search(r"Li(\d)E", name).group(1))
+        if "solver_step_kernel" in name:
+            pieces = 1 if "solver_step_kernelIf" in name else 2  # of one thread's fp32 elements
+            # registers and noise in `pieces` loads each; three branches in one each
+            assert wide_loads >= (size + 1) * pieces + 3, name
+            assert wide_stores >= size * pieces + 1, name
+        elif "difference_gram_kernel" in name:
+            assert wide_loads == 2 * size, name
+        elif "parareal_correct_kernel" in name:
+            # fine, register 0 before, new and old, each read once; boundary written once
+            assert (wide_loads, wide_stores) == (size + 1 + 2 * (size + 1), size), name

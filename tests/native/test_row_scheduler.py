@@ -3,121 +3,11 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass, field
 
 import pytest
+from scheduler_model import READY, SKIPPING, Model
 
 from sidestep._native import QueueFull, RowScheduler
-
-READY, SKIPPING, DONE, LAST = range(4)
-
-
-@dataclass
-class ModelRow:
-    request: int
-    row: int
-    slot: int
-    steps: int
-    branches: int
-    group: int
-    since: int
-    step: int = 0
-    state: str = "ready"
-    ticket: int = -1
-
-
-@dataclass
-class Model:
-    """What the scheduler promises, in the plainest way."""
-
-    capacity: int
-    queue: int
-    buckets: tuple[int, ...]
-    waiting: list[tuple[int, int, int, int, int]] = field(default_factory=list)
-    rows: list[ModelRow] = field(default_factory=list)
-    batches: list[list[ModelRow]] = field(default_factory=list)
-    ids: int = 0
-    clock: int = 0
-    ended: dict[str, int] = field(default_factory=lambda: {"done": 0, "cancelled": 0, "failed": 0})
-
-    def submit(self, rows: int, steps: int, branches: int, group: int) -> int | None:
-        if steps and len(self.waiting) == self.queue:
-            return None
-        if steps:
-            self.waiting.append((self.ids, rows, steps, branches, group))
-        else:
-            self.ended["done"] += 1
-        self.ids += 1
-        return self.ids - 1
-
-    def admit(self) -> list[tuple[int, int]]:
-        entered = []
-        while self.waiting and self.waiting[0][1] <= self.capacity - len(self.rows):
-            id, n, steps, branches, group = self.waiting.pop(0)
-            for row in range(n):
-                self.rows.append(ModelRow(id, row, -1, steps, branches, group, self.clock))
-                entered.append((id, row))
-                self.clock += 1
-        return entered
-
-    def next(self) -> list[tuple[int, int]] | None:
-        """The entries of the batch as (request, row), padding left out."""
-        ready = sorted((r for r in self.rows if r.state == "ready"), key=lambda r: r.since)
-        chosen: list[ModelRow] = []
-        for row in ready:
-            room = self.buckets[-1] - sum(r.branches for r in chosen)
-            if row.group == ready[0].group and row.branches <= room:
-                chosen.append(row)
-        if not chosen:
-            return None
-        chosen.sort(key=lambda r: -r.branches)
-        for row in chosen:
-            row.state, row.ticket = "in flight", len(self.batches)
-        self.batches.append(chosen)
-        most = chosen[0].branches
-        return [(r.request, r.row) for g in range(most) for r in chosen if r.branches > g]
-
-    def of_batch(self, ticket: int) -> list[ModelRow]:
-        return [r for r in self.batches[ticket] if r in self.rows and r.ticket == ticket]
-
-    def complete(self, ticket: int) -> list[tuple[int, int]]:
-        rows = self.of_batch(ticket)
-        for row in rows:
-            row.state, row.ticket = "stepping", -1
-        return [(r.request, r.row) for r in rows]
-
-    def advance(self, slot: int, compute: bool) -> int:
-        (row,) = [r for r in self.rows if r.slot == slot]
-        row.step += 1
-        if row.step < row.steps:
-            row.state = "ready" if compute else "skipping"
-            row.since = self.clock
-            self.clock += compute
-            return READY if compute else SKIPPING
-        self.rows.remove(row)
-        if any(r.request == row.request for r in self.rows):
-            return DONE
-        self.ended["done"] += 1
-        return LAST
-
-    def drop(self, id: int, why: str) -> bool:
-        known = [r for r in self.rows if r.request == id]
-        queued = [w for w in self.waiting if w[0] == id]
-        self.rows = [r for r in self.rows if r.request != id]
-        self.waiting = [w for w in self.waiting if w[0] != id]
-        self.ended[why] += bool(known or queued)
-        return bool(known or queued)
-
-    def counts(self) -> dict[str, int]:
-        return {
-            "waiting": len(self.waiting),
-            "running": len({r.request for r in self.rows}),
-            "free": self.capacity - len(self.rows),
-            "ready": sum(r.state == "ready" for r in self.rows),
-            "in_flight": sum(r.state == "in flight" for r in self.rows),
-            "submitted": self.ids,
-            **self.ended,
-        }
 
 
 class Pair:
@@ -139,11 +29,24 @@ class Pair:
         else:
             assert self.core.submit(*given) == expected
 
+    def extend(self) -> None:
+        if not self.model.ids or self.random.random() < 0.5:
+            return
+        id = self.random.randrange(self.model.ids)
+        given = [self.random.randint(*span) for span in ((0, 2), (1, 4), (0, 9))]
+        if self.model.live(id):
+            assert self.core.extend(id, *given) == self.model.extend(id, *given)
+        else:
+            with pytest.raises(ValueError, match=f"extend of request {id}, which has ended"):
+                self.core.extend(id, *given)
+
     def next(self) -> None:
         entered = self.core.admit()
-        assert [(id, row) for id, row, *_ in entered] == self.model.admit()
-        for id, index, slot, step, position in entered:
-            (row,) = [r for r in self.model.rows if (r.request, r.row) == (id, index)]
+        assert [(id, row, number) for id, row, *_, number in entered] == self.model.admit()
+        for *name, slot, step, position, number in entered:
+            (row,) = [
+                r for r in self.model.rows if [r.request, r.row, r.extension] == [*name, number]
+            ]
             row.slot = slot
             assert (step, position) == (0, -1)
         slots = [r.slot for r in self.model.rows]
@@ -161,6 +64,9 @@ class Pair:
         assert [position for *_, position in rows] == list(range(len(rows)))
 
     def some_ticket(self) -> int:
+        flying = [r.ticket for r in self.model.rows if r.state == "in flight"]
+        if flying and self.random.random() < 0.5:
+            return self.random.choice(flying)
         return self.random.randrange(len(self.model.batches))  # a stale one as well
 
     def complete(self) -> None:
@@ -188,6 +94,15 @@ class Pair:
             why = "failed" if failed else "cancelled"
             assert self.core.drop(id, failed) == self.model.drop(id, why)
 
+    def drop_row(self) -> None:
+        if self.model.ids and self.random.random() < 0.3:
+            id, row = self.random.randrange(self.model.ids), self.random.randint(0, 3)
+            if self.model.waits(id):
+                with pytest.raises(ValueError, match=f"drop_row of request {id}, which waits"):
+                    self.core.drop_row(id, row)
+            else:
+                assert self.core.drop_row(id, row) == self.model.drop_row(id, row)
+
     def fail(self) -> None:
         if self.model.batches and self.random.random() < 0.3:
             ticket = self.some_ticket()
@@ -197,10 +112,13 @@ class Pair:
                 self.model.drop(id, "failed")
 
 
+@pytest.mark.parametrize("grow", [False, True])
 @pytest.mark.parametrize("seed", range(12))
-def test_it_does_what_the_model_does(seed: int) -> None:
+def test_it_does_what_the_model_does(seed: int, grow: bool) -> None:
     pair = Pair(seed)
-    turns = (pair.submit, pair.next, pair.next, pair.complete, pair.skip, pair.drop, pair.fail)
+    turns = [pair.submit, pair.next, pair.next, pair.complete, pair.skip, pair.drop, pair.fail]
+    if grow:
+        turns += [pair.extend, pair.drop_row, pair.next, pair.complete, pair.complete]
     for _ in range(300):
         pair.random.choice(turns)()
         assert pair.core.counts() == pair.model.counts()

@@ -112,7 +112,7 @@ def test_nothing_is_held_for_requests_that_have_ended() -> None:
     engine.cancel(1)
     gc.collect()
     assert gone() is None
-    assert not engine._live and not any(engine._rows) and not engine._groups._known
+    assert not engine._live and not engine._slots.taken and not engine._groups._known
 
 
 class Reads(TorchDispatchMode):

@@ -18,7 +18,16 @@
  * needed the model longest goes first, with all that can share its call (one group) and fit.
  * Several batches may be in flight, and be completed in any order.
  *
- * The functions of one scheduler may be called from several threads. Only submit may allocate.
+ * A request may grow: extend adds a row that is known only now, such as the next chain of an SRDS
+ * sample. It waits for a slot in a queue of its own, most urgent first, and is admitted before the
+ * requests that wait (not before its own request, though). The host extends before it advances the
+ * row whose step made the new one possible, so that the request does not end in between; it ends
+ * with its last row, grown or not. A row that is extended with a delay lets that many rows pass
+ * that come to need the model after it, at every step: later work yields to earlier, and to other
+ * requests, and is never starved.
+ *
+ * The functions of one scheduler may be called from several threads. Only submit and extend may
+ * allocate: the extensions that wait are as many as the host asks for.
  */
 #ifndef SIDESTEP_SCHEDULER_H_
 #define SIDESTEP_SCHEDULER_H_
@@ -45,13 +54,21 @@ typedef struct sidestep_scheduler_request {
   int64_t group;    /* rows of one group can share a model call */
 } sidestep_scheduler_request;
 
+typedef struct sidestep_scheduler_extension {
+  int64_t request; /* that has not ended */
+  int64_t row;     /* any index; several rows of a request may have the same one */
+  int64_t steps;   /* 1 or more */
+  int64_t delay;   /* 0 or more rows; 0 is what the rows of submit have */
+} sidestep_scheduler_extension;
+
 typedef struct sidestep_row {
   int64_t request;
-  int64_t row; /* its index in the request */
+  int64_t row; /* its index in the request, or what extend was given */
   int64_t slot;
   int64_t step;     /* the step it takes next, counted from 0 */
   int64_t position; /* its index in its batch; -1 when it is in none */
   int64_t branches;
+  int64_t extension; /* the number that extend gave it; -1 for the rows of submit */
 } sidestep_row;
 
 /* One line of a model call: a branch of a row of the batch. */
@@ -89,6 +106,7 @@ typedef struct sidestep_scheduler_counts {
   int64_t done;
   int64_t cancelled;
   int64_t failed;
+  int64_t extensions; /* rows of extend that wait for a slot */
 } sidestep_scheduler_counts;
 
 SIDESTEP_API sidestep_status sidestep_scheduler_create(const sidestep_scheduler_options* options,
@@ -100,7 +118,12 @@ SIDESTEP_API sidestep_status sidestep_scheduler_submit(sidestep_scheduler* sched
                                                        const sidestep_scheduler_request* request,
                                                        int64_t* id);
 
-/* Gives free slots to waiting requests. rows: [capacity] written, *count of them. */
+/* Adds a row to a request; its number counts from 0 over all requests. */
+SIDESTEP_API sidestep_status sidestep_scheduler_extend(
+    sidestep_scheduler* scheduler, const sidestep_scheduler_extension* extension, int64_t* number);
+
+/* Gives free slots to the extensions, then to the requests that wait. rows: [capacity] written,
+ * *count of them. */
 SIDESTEP_API sidestep_status sidestep_scheduler_admit(sidestep_scheduler* scheduler,
                                                       sidestep_row* rows, int64_t* count);
 
@@ -133,6 +156,12 @@ SIDESTEP_API sidestep_status sidestep_scheduler_advance(sidestep_scheduler* sche
  * before. */
 SIDESTEP_API sidestep_status sidestep_scheduler_drop(sidestep_scheduler* scheduler, int64_t id,
                                                      int32_t failed, int32_t* ended);
+
+/* Ends all rows of a running request that have this index, wherever they are, extensions that wait
+ * included; batches stay valid without them. *ended: whether the request is done by it, having no
+ * other rows. */
+SIDESTEP_API sidestep_status sidestep_scheduler_drop_row(sidestep_scheduler* scheduler, int64_t id,
+                                                         int64_t row, int32_t* ended);
 
 SIDESTEP_API sidestep_status sidestep_scheduler_count(sidestep_scheduler* scheduler,
                                                       sidestep_scheduler_counts* counts);

@@ -71,6 +71,45 @@ SIDESTEP_API sidestep_status sidestep_cuda_solver_step(const sidestep_solver_ste
                                                        void* workspace, void* stream);
 SIDESTEP_API int64_t sidestep_cuda_solver_step_workspace(int64_t rows, int64_t dim);
 
+/* Parareal (SRDS). A row has V = R + 1 vectors [D] in two versions, `new` and `old`: R registers
+ * and the model output at the start of a block, in iterate p and in iterate p - 1. Their
+ * differences are d_j = new_j - old_j, exactly 0 where both are equal. All arrays are contiguous
+ * float32. A row's results do not depend on the other rows or on how many there are, to the last
+ * bit. */
+typedef struct sidestep_difference_gram_args {
+  const float* new_vectors; /* [rows, V, D] */
+  const float* old_vectors; /* [rows, V, D] */
+  float* gram;              /* [rows, V, V] written: d_i . d_j, symmetric */
+  int64_t dim;              /* D */
+  int64_t rows;
+  int32_t num_vectors; /* V, 1..7 */
+} sidestep_difference_gram_args;
+
+typedef struct sidestep_parareal_correct_args {
+  float* boundary;           /* [rows, R, D] x_i^{p-1}, becomes x_i^p = fine + (C . d) */
+  const float* fine;         /* [rows, R, D] what the fine solver made of the block */
+  const float* new_vectors;  /* [rows, R+1, D] */
+  const float* old_vectors;  /* [rows, R+1, D] */
+  const float* coefficients; /* [rows, R, R+1]: C; a column of zeros is not read */
+  float* residual;           /* [rows, 2] written: mean (x_i^p - x_i^{p-1})^2, mean (x_i^p)^2, of
+                                register 0 */
+  int64_t dim;               /* D */
+  int64_t rows;
+  int32_t num_registers; /* R, 1..6 */
+} sidestep_parareal_correct_args;
+
+SIDESTEP_API sidestep_status sidestep_difference_gram(const sidestep_difference_gram_args* args);
+SIDESTEP_API sidestep_status sidestep_parareal_correct(const sidestep_parareal_correct_args* args);
+
+/* The same on a CUDA stream, as above. The workspace need not be zeroed. */
+SIDESTEP_API sidestep_status sidestep_cuda_difference_gram(
+    const sidestep_difference_gram_args* args, void* workspace, void* stream);
+SIDESTEP_API int64_t sidestep_cuda_difference_gram_workspace(int64_t rows, int64_t dim,
+                                                             int32_t num_vectors);
+SIDESTEP_API sidestep_status sidestep_cuda_parareal_correct(
+    const sidestep_parareal_correct_args* args, void* workspace, void* stream);
+SIDESTEP_API int64_t sidestep_cuda_parareal_correct_workspace(int64_t rows, int64_t dim);
+
 /* The last failure of the calling thread, in one sentence; "" before the first. Valid until the
  * thread's next failing call. */
 SIDESTEP_API const char* sidestep_error(void);

@@ -11,12 +11,6 @@
 namespace sidestep {
 namespace {
 
-struct Simd {
-  const char* name;
-  StepChunk step_chunk;
-  bool (*present)();
-};
-
 #ifdef SIDESTEP_X86
 bool has_avx2() {
   unsigned a = 0;
@@ -31,10 +25,10 @@ bool has_avx512() { return has_avx2() && __builtin_cpu_supports("avx512f"); }
 
 constexpr Simd kSimd[] = {
 #ifdef SIDESTEP_X86
-    {"avx512", avx512::step_chunk, has_avx512},
-    {"avx2", avx2::step_chunk, has_avx2},
+    {"avx512", avx512::step_chunk, avx512::gram_chunk, avx512::correct_chunk, has_avx512},
+    {"avx2", avx2::step_chunk, avx2::gram_chunk, avx2::correct_chunk, has_avx2},
 #endif
-    {"scalar", scalar::step_chunk, [] { return true; }},
+    {"scalar", scalar::step_chunk, scalar::gram_chunk, scalar::correct_chunk, [] { return true; }},
 };
 
 const Simd* best() {
@@ -50,17 +44,15 @@ std::atomic<const Simd*>& current() {
 
 }  // namespace
 
-const char* simd_name() { return current().load(std::memory_order_relaxed)->name; }
-
-StepChunk step_chunk_function() { return current().load(std::memory_order_relaxed)->step_chunk; }
+const Simd& simd() { return *current().load(std::memory_order_relaxed); }
 
 Status set_simd(const char* name) {
-  for (const Simd& simd : kSimd) {
-    if (std::strcmp(simd.name, name) != 0) continue;
-    if (!simd.present()) {
+  for (const Simd& known : kSimd) {
+    if (std::strcmp(known.name, name) != 0) continue;
+    if (!known.present()) {
       return invalid_argument("set_simd: name is %s, which this processor lacks", name);
     }
-    current().store(&simd, std::memory_order_relaxed);
+    current().store(&known, std::memory_order_relaxed);
     return Status();
   }
   return invalid_argument("set_simd: name is %.40s, which this build does not have", name);

@@ -2,12 +2,20 @@
 #pragma once
 
 #include "core/status.h"
+#include "kernels/cpu/parareal_chunk.h"
 #include "kernels/cpu/solver_step_chunk.h"
 
 namespace sidestep {
 
-const char* simd_name();            // "avx512", "avx2" or "scalar"
+struct Simd {
+  const char* name;  // "avx512", "avx2" or "scalar"
+  StepChunk step_chunk;
+  GramChunk gram_chunk;
+  CorrectChunk correct_chunk;
+  bool (*present)();
+};
+
+const Simd& simd();                 // the one in use
 Status set_simd(const char* name);  // refuses what this processor or build lacks
-StepChunk step_chunk_function();
 
 }  // namespace sidestep

@@ -63,7 +63,7 @@ Status cpu_solver_step(const sidestep_solver_step_args& args) {
   sums.resize(args.rows * chunks);
   for (int64_t row = 0; row < args.rows; ++row) read_program(args, row, &programs[row]);
 
-  Work work{&args, step_chunk_function(), programs.data(), sums.data(), chunks};
+  Work work{&args, simd().step_chunk, programs.data(), sums.data(), chunks};
   const int64_t pieces = args.rows * chunks;
   if (solver_step_bytes(args) < kParallelBytes) {
     run_pieces(&work, 0, pieces);

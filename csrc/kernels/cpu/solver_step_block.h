@@ -5,7 +5,7 @@
 // multiply-add, and partial sums run over 16 lanes in a fixed order.
 #pragma once
 
-#include "kernels/cpu/dtype.h"
+#include "kernels/cpu/halves.h"
 #include "kernels/cpu/lanes.h"
 #include "kernels/cpu/solver_step_chunk.h"
 #include "kernels/solver_step.h"

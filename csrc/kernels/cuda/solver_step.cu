@@ -11,6 +11,7 @@
 
 #include "core/table.h"
 #include "kernels/cuda/dtype.cuh"
+#include "kernels/cuda/reduce.cuh"
 #include "kernels/launch.h"
 #include "kernels/solver_step.h"
 
@@ -18,7 +19,6 @@ namespace sidestep {
 namespace {
 
 constexpr int kThreads = 256;
-constexpr int kWarp = 32;
 constexpr int kWarps = kThreads / kWarp;
 
 // The caller's workspace. Each launch leaves the counter at 0.
@@ -120,13 +120,6 @@ __device__ __forceinline__ float2 step_chunk(const sidestep_solver_step_args& ar
     sums = sink.sums;
   }
   return sums;
-}
-
-template <typename V>
-__device__ __forceinline__ V warp_sum(V value) {
-#pragma unroll
-  for (int lane = kWarp / 2; lane > 0; lane /= 2) value += __shfl_down_sync(~0u, value, lane);
-  return value;
 }
 
 // The sum over the block, in thread 0.

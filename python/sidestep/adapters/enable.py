@@ -10,6 +10,7 @@ from sidestep.adapters.swap import owner_of, restore, swap
 from sidestep.adapters.trajectory import OnStep, WholeTrajectory
 from sidestep.runtime.methods.adaptive import Adaptive
 from sidestep.runtime.methods.criterion import Method
+from sidestep.runtime.methods.srds import SRDS
 from sidestep.runtime.stepwise import Stepwise
 from sidestep.runtime.summary import Summary
 
@@ -23,9 +24,9 @@ __all__ = ["Handle", "Summary", "disable", "enable"]
 
 def enable(
     pipe: DiffusionPipeline,
-    method: Method | None = None,
+    method: Method | SRDS | None = None,
     *,
-    driver: str = "stepwise",
+    driver: str | None = None,
     on_step: OnStep | None = None,
 ) -> Handle:
     """Runs ``pipe`` with a method from now on.
@@ -39,9 +40,11 @@ def enable(
         method: Its settings. None is the default `Adaptive` for the stepwise driver, and every
             model call for the other one.
         driver: ``"stepwise"``, the pipeline's own loop; or ``"whole"``, the whole trajectory in the
-            engine (docs/whole-trajectory.md).
+            engine (docs/whole-trajectory.md). None is ``"whole"`` for `SRDS`, which needs it, and
+            else ``"stepwise"``.
         on_step: For ``"whole"``: called ``on_step(k, x, rows)`` with the latents of the rows that
-            have taken step ``k``.
+            have taken step ``k``; with `SRDS`, the present estimate of the finished latents of the
+            rows that are in iterate ``k``.
 
     Returns:
         The handle that turns it off, also as a context manager, and that has the summary.
@@ -51,6 +54,9 @@ def enable(
             scheduler under which the method means nothing.
         TypeError: ``method`` is not the settings of a method.
     """
+    driver = driver or ("whole" if isinstance(method, SRDS) else "stepwise")
+    if driver == "stepwise" and isinstance(method, SRDS):
+        raise ValueError("enable: SRDS runs many steps at once, expected driver='whole'")
     if driver not in ("stepwise", "whole"):
         raise ValueError(f"enable: driver is {driver!r}, expected 'stepwise' or 'whole'")
     if on_step is not None and driver == "stepwise":
@@ -59,10 +65,10 @@ def enable(
         )
     if method is None and driver == "stepwise":
         method = Adaptive()
-    if method is not None and (isinstance(method, type) or not isinstance(method, Method)):
+    if method is not None and (isinstance(method, type) or not isinstance(method, Method | SRDS)):
         raise TypeError(
-            f"enable: method is {method!r}, expected settings with a criterion, such as "
-            "sidestep.Adaptive(...)"
+            f"enable: method is {method!r}, expected settings such as sidestep.Adaptive(...) or "
+            "sidestep.SRDS(...)"
         )
     handle = Handle(pipe, method, driver, on_step)
     handle._attach()
@@ -92,7 +98,7 @@ class Handle:
     def __init__(
         self,
         pipe: DiffusionPipeline,
-        method: Method | None,
+        method: Method | SRDS | None,
         driver: str = "stepwise",
         on_step: OnStep | None = None,
     ) -> None:
@@ -102,7 +108,7 @@ class Handle:
         self._pipe: Any = pipe
         parts_of(pipe)  # refuses what has none
         self._driver: Stepwise | WholeTrajectory
-        if driver == "whole" or method is None:
+        if driver == "whole" or method is None or isinstance(method, SRDS):
             self._driver = WholeTrajectory(method, on_step)
         else:
             self._driver = Stepwise(method.criterion(), method=repr(method))

@@ -27,6 +27,7 @@ from sidestep.adapters.trajectory_run import run_trajectory
 from sidestep.runtime.denoisers import FromHelper, prediction
 from sidestep.runtime.generation import Generation
 from sidestep.runtime.methods.criterion import Method
+from sidestep.runtime.methods.srds import SRDS
 from sidestep.runtime.plan import Plan
 from sidestep.runtime.summary import Summary
 
@@ -72,7 +73,7 @@ class WholeTrajectory:
         on_step: Called ``on_step(k, x, rows)`` as in `Request`, with the real latents.
     """
 
-    def __init__(self, method: Method | None = None, on_step: OnStep | None = None) -> None:
+    def __init__(self, method: Method | SRDS | None = None, on_step: OnStep | None = None) -> None:
         """Makes a driver; nothing is touched."""
         self.method, self.on_step = method, on_step
         self._recording = _Recording()

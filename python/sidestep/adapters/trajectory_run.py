@@ -12,6 +12,7 @@ from sidestep.adapters.trajectory_record import Trajectory
 from sidestep.runtime.denoisers import RecordedDenoiser, RecordedStep
 from sidestep.runtime.engine import Batch, Engine, Request, Result
 from sidestep.runtime.methods.criterion import Course, Criterion, Decision, Method, Observation
+from sidestep.runtime.methods.srds import SRDS
 
 _MOST_BRANCHES = 3  # of the fused step; the denoiser combines more of them itself
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -19,7 +20,7 @@ _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 def run_trajectory(
     trajectory: Trajectory,
-    method: Method | None,
+    method: Method | SRDS | None,
     noise: Callable[[int, int], Tensor] | None,
     on_step: Callable[[int, Tensor, Sequence[int]], object] | None,
 ) -> tuple[Result, int]:
@@ -34,15 +35,21 @@ def run_trajectory(
     branches = 1 if mixes is not None else len(trajectory.library.branches)
     dtype = steps[0].calls[0].arguments.dtype
     dtype = dtype if dtype in _DTYPES else torch.float32
-    chosen = None if method is None else Interrupted(method, kinds_of(steps))
+    chosen: Method | SRDS | None = method
+    history, capacity = 0, len(start)
+    if isinstance(method, SRDS):
+        capacity *= method.rows(len(plan))
+    elif method is not None:
+        chosen = Interrupted(method, kinds_of(steps))
+        history = chosen.criterion().history
     engine = Engine(
         tuple(start.shape[1:]),
-        capacity=len(start),
-        buckets=tuple(range(1, branches * len(start) + 1)),
+        capacity=capacity,
+        buckets=tuple(range(1, branches * capacity + 1)),
         dtype=dtype,
         device=start.device,
         registers=plan.registers,
-        history=0 if chosen is None else chosen.criterion().history,
+        history=history,
         branches=branches,
         queue=1,
         table_steps=len(plan),

@@ -1,0 +1,123 @@
+// The C API of the dependency schedule: a handle with a lock, results copied into the caller's
+// arrays.
+#include <algorithm>
+#include <mutex>
+
+#include "core/guarded.h"
+#include "core/parareal.h"
+
+struct sidestep_parareal {
+  explicit sidestep_parareal(const sidestep_parareal_options& options) : schedule(options) {}
+
+  std::mutex mutex;
+  sidestep::PararealSchedule schedule;
+};
+
+namespace {
+
+using sidestep::guarded;
+using sidestep::PararealSchedule;
+using sidestep::Status;
+
+// Calls call(schedule) with the schedule locked.
+template <typename Call>
+sidestep_status locked(sidestep_parareal* handle, Call call) noexcept {
+  return guarded([&] {
+    if (handle == nullptr) {
+      return sidestep::invalid_argument("parareal: the handle is null, expected a schedule");
+    }
+    const std::lock_guard<std::mutex> lock(handle->mutex);
+    return call(handle->schedule);
+  });
+}
+
+using Report = Status (PararealSchedule::*)(int64_t, int64_t,
+                                            const std::vector<sidestep_boundary>**);
+
+sidestep_status report(sidestep_parareal* handle, Report what, int64_t block, int64_t iterate,
+                       sidestep_boundary* boundaries, int64_t* count) noexcept {
+  return locked(handle, [&](PararealSchedule& schedule) {
+    const std::vector<sidestep_boundary>* formed = nullptr;
+    const Status status = (schedule.*what)(block, iterate, &formed);
+    if (!status.ok()) return status;
+    std::copy(formed->begin(), formed->end(), boundaries);
+    *count = static_cast<int64_t>(formed->size());
+    return status;
+  });
+}
+
+}  // namespace
+
+extern "C" {
+
+sidestep_status sidestep_parareal_create(const sidestep_parareal_options* options,
+                                         sidestep_parareal** schedule) {
+  return guarded([&] {
+    const Status status = PararealSchedule::check(*options);
+    if (status.ok()) *schedule = new sidestep_parareal(*options);
+    return status;
+  });
+}
+
+void sidestep_parareal_destroy(sidestep_parareal* schedule) { delete schedule; }
+
+sidestep_status sidestep_parareal_begin(sidestep_parareal* schedule, sidestep_chain* chain) {
+  return locked(schedule, [&](PararealSchedule& core) { return core.begin(chain); });
+}
+
+sidestep_status sidestep_parareal_coarse(sidestep_parareal* schedule, int64_t block,
+                                         int64_t iterate, sidestep_boundary* boundaries,
+                                         int64_t* count) {
+  return report(schedule, &PararealSchedule::coarse, block, iterate, boundaries, count);
+}
+
+sidestep_status sidestep_parareal_ended(sidestep_parareal* schedule, int64_t block, int64_t iterate,
+                                        sidestep_boundary* boundaries, int64_t* count) {
+  return report(schedule, &PararealSchedule::ended, block, iterate, boundaries, count);
+}
+
+sidestep_status sidestep_parareal_limit(sidestep_parareal* schedule, int64_t iterations) {
+  return locked(schedule, [&](PararealSchedule& core) { return core.limit(iterations); });
+}
+
+sidestep_status sidestep_parareal_chain(sidestep_parareal* schedule, int64_t block, int64_t iterate,
+                                        sidestep_chain* chain) {
+  return locked(schedule,
+                [&](PararealSchedule& core) { return core.chain(block, iterate, chain); });
+}
+
+sidestep_status sidestep_parareal_finished(sidestep_parareal* schedule, int32_t* finished) {
+  return locked(schedule, [&](PararealSchedule& core) {
+    *finished = core.finished() ? 1 : 0;
+    return Status();
+  });
+}
+
+sidestep_status sidestep_parareal_cost(const sidestep_parareal_options* options,
+                                       int64_t* evaluations) {
+  return guarded([&] {
+    const Status status = PararealSchedule::check(*options);
+    if (status.ok()) *evaluations = sidestep::parareal_cost(*options);
+    return status;
+  });
+}
+
+sidestep_status sidestep_parareal_simulate(const sidestep_parareal_options* options, int64_t width,
+                                           sidestep_wavefront* wavefront) {
+  return guarded([&] {
+    sidestep::Wavefront front;
+    const Status status = sidestep::simulate_parareal(*options, width, &front);
+    if (!status.ok()) return status;
+    wavefront->ticks = front.ticks;
+    wavefront->num_evaluations = static_cast<int64_t>(front.evaluations.size());
+    if (wavefront->evaluations != nullptr) {
+      std::copy(front.evaluations.begin(), front.evaluations.end(), wavefront->evaluations);
+    }
+    if (wavefront->formed != nullptr) {
+      std::copy(front.formed.begin(), front.formed.end(), wavefront->formed);
+    }
+    return status;
+  });
+}
+
+}  // extern "C"

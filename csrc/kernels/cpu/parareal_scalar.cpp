@@ -1,0 +1,4 @@
+// The parareal operators without any instruction set in mind: correct on every processor.
+#define SIDESTEP_ISA scalar
+#define SIDESTEP_WIDTH 4
+#include "kernels/cpu/parareal_block.h"

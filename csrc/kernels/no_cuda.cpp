@@ -1,0 +1,27 @@
+// Stands in for the GPU's launchers in a build without CUDA.
+#include "kernels/launch.h"
+
+namespace sidestep {
+namespace {
+
+Status unavailable(const char* operation) {
+  return Status(
+      SIDESTEP_UNAVAILABLE,
+      std::string(operation) + ": this build has no CUDA kernels (" + SIDESTEP_CUDA_INFO + ")");
+}
+
+}  // namespace
+
+Status cuda_solver_step(const sidestep_solver_step_args&, void*, void*) {
+  return unavailable("solver_step");
+}
+
+Status cuda_difference_gram(const sidestep_difference_gram_args&, void*, void*) {
+  return unavailable("difference_gram");
+}
+
+Status cuda_parareal_correct(const sidestep_parareal_correct_args&, void*, void*) {
+  return unavailable("parareal_correct_");
+}
+
+}  // namespace sidestep

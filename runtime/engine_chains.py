@@ -1,0 +1,83 @@
+"""One tick of the SRDS rows of an engine: what the blocks are told, and what follows from it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sidestep.runtime.engine_parareal import Image, Start
+from sidestep.runtime.engine_rows import Live, Row
+from sidestep.runtime.engine_state import EngineState
+from sidestep.runtime.engine_step import Outputs, by_request, combine
+
+
+@dataclass(frozen=True, eq=False)
+class Followed:
+    """What a tick has led to in one request.
+
+    Attributes:
+        live: The request.
+        starts: Chains that can start.
+        finished: Images that have their result.
+    """
+
+    live: Live
+    starts: list[Start]
+    finished: list[Image]
+
+
+class Chains:
+    """The rows of a tick that are chains, from before their step to after it."""
+
+    def __init__(self, state: EngineState, rows: Sequence[Row], outputs: Outputs) -> None:
+        """Before the step: keeps what the coarse solver needs of the chains that begin.
+
+        Args:
+            state: Where the rows' registers are.
+            rows: All rows of the tick.
+            outputs: Of rows, the model's outputs.
+        """
+        self._state = state
+        self._rows = [row for row in rows if row.chain is not None]
+        self._inputs: dict[Row, Tensor] = {}  # [R' + 1, D], all registers of the engine
+        begun = [row for row in self._rows if row.begins]
+        if begun:
+            u = combine(outputs(begun), state.guidance(begun))
+            registers = state.states(begun)
+            self._inputs = dict(zip(begun, torch.cat([registers, u[:, None]], 1), strict=True))
+
+    def follow(self, end: Callable[[Live, Exception], None]) -> list[Followed]:
+        """After the step: the boundaries that can be formed are, and told to those who listen.
+
+        Args:
+            end: Ends one request with what went wrong in it; the others go on.
+        """
+        last = [row for row in self._rows if row.ends and not row.live.ended]
+        states = dict(zip(last, self._state.states(last), strict=True)) if last else {}
+        followed = []
+        for live, rows in by_request(self._rows):
+            parallel = live.parallel
+            assert parallel is not None
+            try:
+                begun = [(row, self._inputs[row]) for row in rows if row in self._inputs]
+                starts = parallel.advance(begun, [(r, states[r]) for r in rows if r in states])
+                self._show(live)
+                finished = parallel.judge()
+            except Exception as error:
+                end(live, error)
+            else:
+                followed.append(Followed(live, starts, finished))
+        return followed
+
+    def _show(self, live: Live) -> None:
+        """Tells the request's callback of the estimates of the result that are new."""
+        parallel, on_step = live.parallel, live.request.on_step
+        assert parallel is not None
+        for iterate, images in sorted(parallel.news().items()):
+            if on_step is not None and not live.ended:
+                x = torch.stack([image.latents[iterate] for image in images])
+                rows = [image.index for image in images]
+                on_step(iterate, x.view(-1, *self._state.shape), rows)

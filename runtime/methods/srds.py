@@ -1,0 +1,223 @@
+"""SRDS: the fine solves of all blocks of a trajectory at once, corrected until they agree.
+
+Selvam et al., "Self-Refining Diffusion Samplers: Enabling Parallelization via Parareal Iterations",
+NeurIPS 2024 (arXiv 2412.08292).  The N steps of a plan are cut into B blocks.  With x_i^p the whole
+state (all registers) at the end of block i in iterate p, u_i^p the model's output at its start, and
+F the plan itself over the block:
+
+    x_i^0 = the coarse solver's guess, block by block                  (one model call a block)
+    x_i^p = F(x_{i-1}^{p-1}) + C_i ([x_{i-1}^p; u_i^p] - [x_{i-1}^{p-1}; u_i^{p-1}])
+
+where C_i, the coarse solver's correction (`sidestep.runtime.methods.coarse`), says how a change of
+the block's start moves its end; u_i^p is the first of the fine evaluations of the next iteration.
+The correction is added last and is exactly 0 where nothing has changed: after iteration p the first
+p blocks equal the serial sampler bit for bit, and after B of them all do.
+
+What runs when is decided in `csrc/core/parareal.cpp`: iteration p + 1 follows iteration p block by
+block, so that K iterations take K (m - 1) + B ticks for blocks of m steps, never more than N.
+
+An image stops by itself, when the error that it has left is estimated below the tolerance.  The
+pipelining shows how the iteration contracts before it is needed: when x_B^p arrives, iteration
+p + 1 has already passed most of the boundaries, and there
+
+    D_i^p = rms(x_i^p - x_i^{p-1}),    rho = max over the last of them of D_i^{p+1} / D_i^p,
+    error <= max(D_i^{p+1} / (1 - rho) there, rho / (1 - rho) D_i^p elsewhere)
+
+with rho extended by its growth from boundary to boundary to those that are not passed yet, and no
+less than in the iteration before.  All boundaries count, so that a picture that happens to stand
+still while its beginning has not converged goes on.  Which of them are looked at follows from the
+schedule for unlimited width, so that the result does not depend on how many blocks share a call.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from sidestep.runtime.methods.coarse import COARSE
+from sidestep.runtime.plan import Plan
+
+_LOOKED_AT = 4  # boundaries, the last that show a contraction
+_WORST = 0.95  # rho above which nothing is foretold
+_ROUNDING = 1e-6  # root mean square below which a quotient of residuals says nothing
+_LEAST = 1e-9  # a change, however small, is none of 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class SRDS:
+    """Settings of SRDS.
+
+    Attributes:
+        blocks: How many blocks of nearly equal length, or where they begin and end: whole numbers
+            from 0 to the number of steps. None for blocks of about ``sqrt(N) / 2`` steps.
+        tolerance: Root mean square of the error in the latents (float32, clean latents of unit
+            variance) at which an image stops. 0 stops when nothing changes any more, bit for bit.
+        max_iterations: Most iterations; None for as many as there are blocks, after which the
+            result is exact.
+        exact: The same as a tolerance of 0: every image equals the serial sampler's, bit for bit,
+            with a model whose result does not depend on the size of the batch.
+        coarse: The coarse solver, a name in `COARSE`.
+        width: Most evaluations of one image in a model call where sidestep makes the calls
+            (`sidestep.enable`); None for all that are ready, one for each block and one more. The
+            result does not depend on it.
+
+    Raises:
+        ValueError: A setting is out of range.
+    """
+
+    blocks: int | Sequence[int] | None = None
+    tolerance: float = 0.05
+    max_iterations: int | None = None
+    exact: bool = False
+    coarse: str = "krylov"
+    width: int | None = None
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.tolerance) and self.tolerance >= 0):
+            raise ValueError(f"SRDS: tolerance is {self.tolerance}, expected 0 or more")
+        for name in ("blocks", "max_iterations", "width"):
+            value = getattr(self, name)
+            if isinstance(value, int | float) and (value != int(value) or value < 1):
+                raise ValueError(f"SRDS: {name} is {value}, expected a whole number of 1 or more")
+        if self.coarse not in COARSE:
+            known = ", ".join(map(repr, COARSE))
+            raise ValueError(f"SRDS: coarse is {self.coarse!r}, expected one of: {known}")
+        if self.blocks is not None and not isinstance(self.blocks, int | float):
+            object.__setattr__(self, "blocks", tuple(map(int, self.blocks)))
+
+    def bounds(self, steps: int) -> tuple[int, ...]:  # [B + 1]
+        """Where the blocks of a plan of ``steps`` begin and end, 0 and ``steps`` included.
+
+        Raises:
+            ValueError: There are more blocks than steps, or the given bounds are no bounds.
+        """
+        if isinstance(self.blocks, Sequence):
+            if sorted({0, *self.blocks, steps}) != list(self.blocks):
+                raise ValueError(
+                    f"SRDS: blocks are {list(self.blocks)}, expected ascending bounds from 0 to "
+                    f"{steps}"
+                )
+            return tuple(self.blocks)
+        count = int(self.blocks or 0) or -(-steps // max(1, round(math.sqrt(steps) / 2)))
+        if count > steps:
+            raise ValueError(f"SRDS: {count} blocks of {steps} steps, expected at most {steps}")
+        return tuple(round(i * steps / count) for i in range(count + 1))
+
+    @property
+    def allowed(self) -> float:
+        """The tolerance, 0 where it is to be exact."""
+        return 0.0 if self.exact else self.tolerance
+
+    def iterations(self, blocks: int) -> int:
+        """Most iterations over so many blocks."""
+        return min(blocks, self.max_iterations or blocks)
+
+    def rows(self, steps: int) -> int:
+        """Evaluations of one image that are in a model call, at most."""
+        return min(self.width or steps, len(self.bounds(steps)))
+
+    def check(self, plan: Plan) -> None:
+        """Refuses what is no linear program.
+
+        Raises:
+            ValueError: The plan has a threshold, or the blocks do not fit it.
+        """
+        if plan.threshold is not None:
+            raise ValueError(
+                f"SRDS: {plan.name} has a threshold, which is not linear, expected a plan without"
+            )
+        self.bounds(len(plan))
+
+
+class Stop:
+    """Estimates the error of an image from its residuals, and says when it is small enough."""
+
+    def __init__(self, settings: SRDS, bounds: Sequence[int]) -> None:
+        """For one trajectory.
+
+        Args:
+            settings: With the tolerance.
+            bounds: ``[B + 1]`` of the blocks.
+        """
+        self.tolerance = settings.allowed
+        self.blocks = len(bounds) - 1
+        self.most = settings.iterations(self.blocks)
+        self._ticks = formation_ticks(bounds, self.most + 1)
+
+    def needed(self, iterate: int) -> int:
+        """Boundaries 1 .. this of the next iterate are to be known before `error` is asked."""
+        if iterate >= self.most:
+            return 0
+        end = self._ticks[iterate, self.blocks]
+        passed = int(np.count_nonzero(self._ticks[iterate + 1, 1 : self.blocks] <= end))
+        return passed if passed > iterate else 0  # those up to the iterate are exact
+
+    def error(
+        self,
+        residuals: np.ndarray,  # [most + 2, B + 1], D_i^p at [p, i]; exact boundaries have 0
+        iterate: int,
+    ) -> float:
+        """Estimated root mean square of the error of x_B^p; infinite while nothing is known."""
+        if iterate >= self.blocks:
+            return 0.0
+        now, known = residuals[iterate, 1:], self.needed(iterate)
+        after = residuals[iterate + 1, 1 : known + 1]
+        if not now.any():
+            return 0.0  # nothing has changed, and nothing will
+        rho = self._contraction(residuals, iterate, known)
+        if rho is None or rho >= _WORST:
+            return math.inf
+        seen = float(after.max(initial=0.0)) / (1 - rho)
+        return max(seen, float(now[known:].max(initial=0.0)) * rho / (1 - rho), _LEAST)
+
+    def enough(self, error: float) -> bool:
+        """Whether an image with that error may stop."""
+        return error <= self.tolerance
+
+    def _contraction(self, residuals: np.ndarray, iterate: int, known: int) -> float | None:
+        """rho at the last boundary, None where nothing tells it.
+
+        The greater of two: from where the next iteration has been, extended by its steepest growth
+        from boundary to boundary to those that it has not reached; and that of the last iteration,
+        for one that contracts more at once may have been lucky.
+        """
+        before, now, after = residuals[max(0, iterate - 1) : iterate + 2]
+        found = []
+        told = _quotients(now[iterate + 2 : known + 1], after[iterate + 2 : known + 1])
+        if len(told):
+            growth = float(np.diff(told).max(initial=0.0))
+            found.append(float(told.max()) + growth * (self.blocks - known))
+        told = _quotients(before[iterate + 1 :], now[iterate + 1 :])
+        if iterate > 1 and len(told):
+            found.append(float(told.max()))
+        return max(found, default=None)
+
+
+def _quotients(
+    before: np.ndarray,  # [n]
+    after: np.ndarray,  # [n]
+) -> np.ndarray:  # [at most _LOOKED_AT]
+    """``after / before`` of the last boundaries where it says something."""
+    said = before > _ROUNDING
+    quotients: np.ndarray = after[said] / before[said]
+    return quotients[-_LOOKED_AT:]
+
+
+def formation_ticks(bounds: Sequence[int], most: int) -> np.ndarray:  # [most + 1, B + 1]
+    """T(i, p): after how many ticks x_i^p is there if all blocks that can run do.
+
+        T(i, 0) = i,    T(i, p) = max(T(i-1, p-1) + m_i, T(i-1, p) + 1),    T(0, p) = 0
+
+    and x_i^p for p > i, which is x_i^i, is there with it.
+    """
+    ticks = np.zeros((most + 1, len(bounds)), dtype=np.int64)
+    for i in range(1, len(bounds)):
+        length = bounds[i] - bounds[i - 1]
+        ticks[0, i] = i
+        for p in range(1, most + 1):
+            later = 0 if p >= i else ticks[p, i - 1] + 1
+            ticks[p, i] = max(ticks[p - 1, i - 1] + length, later) if p <= i else ticks[p - 1, i]
+    return ticks
