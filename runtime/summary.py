@@ -54,9 +54,11 @@ class Summary:
         lines = [self.method]
         if self.nfe:
             mean = sum(self.nfe) / len(self.nfe)
+            # SRDS makes more of them, side by side
+            fewer = "" if self.iterations else f" ({self.steps / mean:.2f}x fewer)"
             lines[0] += (
-                f": {self.steps} steps, {len(self.nfe)} images, {mean:.1f} model calls per image "
-                f"({self.steps / mean:.2f}x fewer), {self.ticks} sequential calls"
+                f": {self.steps} steps, {len(self.nfe)} images, {mean:.1f} model calls per image"
+                f"{fewer}, {self.ticks} sequential calls"
             )
         for i, (called, reasons) in enumerate(zip(self.skip_map, self.reasons, strict=True)):
             marks = "".join("#" if call else "." for call in called)

@@ -154,7 +154,7 @@ class Handle:
                 )
         for _, obj in new:
             _refuse_owned(obj)
-        if self.method is not None and not self._has(self._pipe.scheduler):
+        if isinstance(self.method, Method) and not self._has(self._pipe.scheduler):
             refuse_unsuitable(self._pipe.scheduler)
         for obj in self._attached:
             if not any(obj is kept for _, kept in wanted):
