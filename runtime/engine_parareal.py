@@ -99,10 +99,17 @@ class Image:
         self.evaluations += 1
         self.tickets.add(ticket)
 
-    def finish(self) -> None:
-        """Keeps the result only."""
+    def finish(self, iterate: int) -> None:
+        """That iterate is its result, and all that is kept."""
+        self.iterations = iterate
+        self.latents = {p: x for p, x in self.latents.items() if p == iterate}
         for kept in (self.boundaries, self.inputs, self.fine, self.residuals):
             kept.clear()
+
+    def forget(self, iterate: int) -> None:
+        """That iterate does not suffice: what only it was judged by is let go."""
+        self.latents = {p: x for p, x in self.latents.items() if p > iterate}
+        self.residuals = {key: r for key, r in self.residuals.items() if key[1] >= iterate}
 
 
 @dataclass(frozen=True, eq=False)
@@ -249,22 +256,50 @@ class Parareal:
         Raises:
             FloatingPointError: The state of an image is not finite.
         """
-        return [image for image in self.images if not image.finished and self._suffices(image)]
+        finished = []
+        while due := [image for image in self.images if self._is_due(image)]:
+            for image, residuals in zip(due, self._read(due), strict=True):
+                iterate = image.judged = image.judged + 1
+                image.error = self.stop.error(residuals, iterate)
+                if self.stop.enough(image.error) or iterate == self.most:
+                    image.finish(iterate)
+                    finished.append(image)
+                else:
+                    image.forget(iterate)
+        return finished
 
-    def _suffices(self, image: Image) -> bool:
-        while (iterate := image.judged + 1) in image.latents:
-            needed = self.stop.needed(iterate)
-            if needed and (needed, iterate + 1) not in image.residuals:
-                return False
-            residuals = self._read(image)
-            image.judged = iterate
-            image.error = self.stop.error(residuals, iterate)
-            if self.stop.enough(image.error) or iterate == self.most:
-                image.iterations = iterate
-                image.finish()
-                return True
-            del image.latents[iterate]
-        return False
+    def _is_due(self, image: Image) -> bool:
+        """Whether all is known that tells whether the next iterate suffices."""
+        iterate = image.judged + 1
+        needed = self.stop.needed(iterate)
+        known = not needed or (needed, iterate + 1) in image.residuals
+        return not image.finished and iterate in image.latents and known
+
+    def _read(self, images: Sequence[Image]) -> list[np.ndarray]:  # [most + 2, B + 1] each
+        """Root mean squares of the changes, by iterate and block: one read from the device.
+
+        Those that the schedule of unlimited width knows by now, so that the result does not depend
+        on the width: of the next iterate the boundaries that are needed only.
+        """
+        keys: list[tuple[Image, Key]] = []
+        for image in images:
+            coming = image.judged + 2
+            needed = self.stop.needed(coming - 1)
+            keys += [
+                (image, key)
+                for key in image.residuals
+                if key[1] < coming or (key[1] == coming and key[0] <= needed)
+            ]
+        squares = torch.stack([image.residuals[key] for image, key in keys]).tolist()
+        found = {image: np.zeros((self.most + 2, self.blocks + 1)) for image in images}
+        for (image, (block, iterate)), (change, size) in zip(keys, squares, strict=True):
+            if not math.isfinite(size):
+                raise FloatingPointError(
+                    f"row {image.index}, block {block} of {self.blocks} in iteration {iterate}: "
+                    "the latents are not finite"
+                )
+            found[image][iterate, block] = math.sqrt(change)
+        return [found[image] for image in images]
 
     def summary(self, ticks: int) -> Summary:
         """What it has cost so far.
@@ -293,20 +328,6 @@ class Parareal:
             f"images {', '.join(map(str, short))} ended after max_iterations={self.most} above the "
             f"tolerance of {self.stop.tolerance:g}"
         )
-
-    def _read(self, image: Image) -> np.ndarray:  # [most + 2, B + 1]
-        """Root mean squares of the changes, by iterate and block: one read from the device."""
-        keys = list(image.residuals)
-        squares = torch.stack([image.residuals[key] for key in keys]).tolist()
-        found = np.zeros((self.most + 2, self.blocks + 1))
-        for (block, iterate), (change, size) in zip(keys, squares, strict=True):
-            if not math.isfinite(size):
-                raise FloatingPointError(
-                    f"row {image.index}, block {block} of {self.blocks} in iteration {iterate}: "
-                    "the latents are not finite"
-                )
-            found[iterate, block] = math.sqrt(change)
-        return found
 
 
 def _turns(

@@ -1,7 +1,12 @@
 // The arithmetic of the parareal operators, written once for the CPU and the GPU.
 //
-//   d_j            = new_j - old_j            V = R + 1 vectors: the registers, then the model
-//   output gram[i, j]     = d_i . d_j boundary'[r]   = fine[r] + (sum_j C[r, j] d_j)
+//   d_j          = new_j - old_j
+//
+//   gram[i, j]   = d_i . d_j
+//
+//   boundary'[r] = fine[r] + (sum_j C[r, j] d_j)
+//
+// for the V = R + 1 vectors of a row: its registers, then the model's output.
 //
 // The second is SRDS, Alg. 1: x_i^p = F_i^p + (G x_{i-1}^p - G x_{i-1}^{p-1}), for a coarse solver
 // G that is linear in [registers; model output]. Everything is fp32 and never fused; the sum runs

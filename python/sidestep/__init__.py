@@ -30,6 +30,7 @@ _EXPORTS = {
     "SRDS": "sidestep.runtime.methods.srds",
     "SidestepScheduler": "sidestep.adapters.scheduler",
     "Solver": "sidestep.runtime.solvers",
+    "auto": "sidestep.planning",
     "disable": "sidestep.adapters.enable",
     "enable": "sidestep.adapters.enable",
     "load_pipeline": "sidestep.models",
@@ -49,6 +50,7 @@ __all__ = [
     "SidestepScheduler",
     "Solver",
     "__version__",
+    "auto",
     "disable",
     "enable",
     "load_pipeline",
@@ -60,6 +62,7 @@ if TYPE_CHECKING:
     from sidestep.adapters.scheduler import SidestepScheduler
     from sidestep.kernels import BackendUnavailable
     from sidestep.models import load_pipeline
+    from sidestep.planning import auto
     from sidestep.runtime.engine import Engine, QueueFull, Request, Result
     from sidestep.runtime.methods.adaptive import Adaptive
     from sidestep.runtime.methods.srds import SRDS

@@ -16,6 +16,7 @@ from sidestep.adapters.catalogue import make_scheduler, solver_name
 from sidestep.adapters.enable import enable
 from sidestep.errors import UserError
 from sidestep.runtime.methods.criterion import Method
+from sidestep.runtime.methods.srds import SRDS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +32,7 @@ class Job:
     """
 
     label: str
-    method: Method | None = None
+    method: Method | SRDS | None = None
     solver: str | None = None
     grid: str | None = None
     steps: int = 50
@@ -45,23 +46,32 @@ class Run:
         job: The job.
         solver: The solver's short name.
         images: ``[N, 3, H, W]`` float32 in [0, 1].
+        latents: ``[N, ...]`` float32, after the last step; empty where the pipeline has none.
         nfe: N model evaluations per image; a guidance pair counts as one.
         ticks: Sequential model calls of each batch.
         seconds: Wall-clock of each batch.
         sizes: Images of each batch.
-        called: ``[N, steps]`` bool, which steps called the model; None for the plain pipeline.
-        criterion: ``[N, steps]`` the number that decided, NaN where there was none.
+        called: ``[N, steps]`` bool, which steps called the model; None for the plain pipeline and
+            for SRDS.
+        criterion: ``[N, steps]`` the number that decided, NaN where there was none; None likewise.
+        iterations: N iterations of SRDS; empty for others.
+        errors: N errors in the latents as SRDS estimates them, root mean square.
+        image_ticks: N sequential model calls of each image by SRDS.
     """
 
     job: Job
     solver: str
     images: Tensor = field(default_factory=lambda: torch.empty(0))
+    latents: Tensor = field(default_factory=lambda: torch.empty(0))
     nfe: list[float] = field(default_factory=list)
     ticks: list[int] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
     sizes: list[int] = field(default_factory=list)
     called: np.ndarray | None = None
     criterion: np.ndarray | None = None
+    iterations: list[int] = field(default_factory=list)
+    errors: list[float] = field(default_factory=list)
+    image_ticks: list[int] = field(default_factory=list)
 
     @property
     def median_seconds(self) -> float:
@@ -101,7 +111,7 @@ def run_jobs(
     schedulers = [make_scheduler(job.solver, job.grid, own) for job in jobs]
     for job, scheduler in zip(jobs, schedulers, strict=True):
         _check_steps(job, scheduler)
-    images: list[list[Tensor]] = [[] for _ in jobs]
+    made: list[list[tuple[Tensor, Tensor]]] = [[] for _ in jobs]
     try:
         _warm_up(pipe, list(prompts[:batch]), guidance)
         for number, first in enumerate(range(0, len(prompts), batch)):
@@ -113,11 +123,11 @@ def run_jobs(
                     torch.Generator().manual_seed(seed + first + j) for j in range(len(chunk))
                 ]
                 call = _call(pipe, jobs[i], chunk, guidance, generators, on_step)
-                images[i].append(_timed(pipe, runs[i], call, len(chunk)))
+                made[i].append(_timed(pipe, runs[i], call, len(chunk)))
     finally:
         pipe.scheduler = own
-    for run, parts in zip(runs, images, strict=True):
-        run.images = torch.cat(parts)
+    for run, parts in zip(runs, made, strict=True):
+        run.images, run.latents = (torch.cat(each) for each in zip(*parts, strict=True))
     return runs
 
 
@@ -153,16 +163,20 @@ def _call(
     guidance: float,
     generators: list[torch.Generator],
     on_step: Callable[[str], None] | None,
-) -> Callable[[], Tensor]:
+) -> Callable[[], tuple[Tensor, Tensor]]:
+    latents = torch.empty(0)
+
     def after_step(_pipe: Any, _k: int, _t: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        nonlocal latents
+        latents = tensors.get("latents", latents)
         if on_step is not None:
             on_step(job.label)
         return tensors
 
-    def call() -> Tensor:
+    def call() -> tuple[Tensor, Tensor]:
         try:
             with torch.no_grad():
-                return pipe(
+                images = pipe(
                     prompts,
                     num_inference_steps=job.steps,
                     guidance_scale=guidance,
@@ -172,40 +186,48 @@ def _call(
                 ).images
         except ValueError as error:
             raise UserError(f"{job.label}: {error}") from error
+        return images, latents
 
     return call
 
 
-def _timed(pipe: Any, run: Run, call: Callable[[], Tensor], count: int) -> Tensor:
-    """One batch: its pictures, with time and calls entered into ``run``."""
+def _timed(
+    pipe: Any, run: Run, call: Callable[[], tuple[Tensor, Tensor]], count: int
+) -> tuple[Tensor, Tensor]:
+    """One batch: its pictures and latents, with time and calls entered into ``run``."""
     if run.job.method is None:
-        images = _clock(pipe, run, call)
+        made = _clock(pipe, run, call)
         calls = len(pipe.scheduler.timesteps)
         run.nfe += [float(calls)] * count
         run.ticks.append(calls)
-        return images.float().cpu()
+        return made
     try:
         handle = enable(pipe, run.job.method)
     except ValueError as error:
         raise UserError(f"--method: {error}") from error
     with handle:
-        images = _clock(pipe, run, call)
+        made = _clock(pipe, run, call)
         summary = handle.summary()
     run.nfe += list(summary.nfe)
     run.ticks.append(summary.ticks)
-    run.called = _stack(run.called, np.asarray(summary.skip_map, dtype=bool))
-    run.criterion = _stack(run.criterion, np.asarray(summary.criterion, dtype=np.float64))
-    return images.float().cpu()
+    if summary.iterations:
+        run.iterations += summary.iterations
+        run.errors += summary.errors
+        run.image_ticks += summary.image_ticks
+    else:
+        run.called = _stack(run.called, np.asarray(summary.skip_map, dtype=bool))
+        run.criterion = _stack(run.criterion, np.asarray(summary.criterion, dtype=np.float64))
+    return made
 
 
-def _clock(pipe: Any, run: Run, call: Callable[[], Tensor]) -> Tensor:
+def _clock(pipe: Any, run: Run, call: Callable[[], tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
     start = time.perf_counter()
-    images = call()
+    images, latents = call()
     if pipe.device.type == "cuda":
         torch.cuda.synchronize(pipe.device)
     run.seconds.append(time.perf_counter() - start)
     run.sizes.append(len(images))
-    return images
+    return images.float().cpu(), latents.float().cpu()
 
 
 def _stack(above: np.ndarray | None, below: np.ndarray) -> np.ndarray:

@@ -154,10 +154,13 @@ def _over(numerator: Tensor, denominator: Tensor) -> Tensor:
 
 
 def output_slopes(plan: Plan) -> np.ndarray | None:  # [K, 2]
-    """``du = (gain G + shift) dx`` of every step, with ``G dx = sigma deps``, of the model's input.
+    """``du = (gain G + shift) dx`` of every step, with ``G dx = sigma deps`` of the model's input.
 
-    None where the plan does not know its lambda or what the model predicts, or a step starts at
-    pure noise or at none.
+    G falls where the noise is less than the spread s of the data: it is taken to go like
+    ``1 / (1 + s^2 e^(2 lambda))``, as for Gaussian data, and stands here without that factor.
+
+    None where the plan does not know its lambda or what the model predicts, as for all stochastic
+    plans. 0 where the output does not tell the noise, as at pure noise with v prediction.
     """
     prediction = infer_prediction(plan)
     if prediction is None or plan.log_snr is None:

@@ -23,10 +23,14 @@ p + 1 has already passed most of the boundaries, and there
     D_i^p = rms(x_i^p - x_i^{p-1}),    rho = max over the last of them of D_i^{p+1} / D_i^p,
     error <= max(D_i^{p+1} / (1 - rho) there, rho / (1 - rho) D_i^p elsewhere)
 
-with rho extended by its growth from boundary to boundary to those that are not passed yet, and no
-less than in the iteration before.  All boundaries count, so that a picture that happens to stand
-still while its beginning has not converged goes on.  Which of them are looked at follows from the
-schedule for unlimited width, so that the result does not depend on how many blocks share a call.
+with rho extended by its growth from boundary to boundary to those that are not passed yet, no less
+than in the iteration before, and 0.1 added for doubt.  It is an estimate, from above on most
+samples: tests count how many.  Where no change is greater than a quarter of the tolerance twice in
+a row, four of them are the estimate: what is left may be the rounding of a model whose results
+depend on the size of its batch, which does not contract.  All boundaries count, so that a picture
+that happens to stand still while its beginning has not converged goes on.  Which of them are looked
+at follows from the schedule for unlimited width, so that the result does not depend on how many
+blocks share a call.
 """
 
 from __future__ import annotations
@@ -41,7 +45,9 @@ from sidestep.runtime.methods.coarse import COARSE
 from sidestep.runtime.plan import Plan
 
 _LOOKED_AT = 4  # boundaries, the last that show a contraction
+_DOUBT = 0.1  # added to rho: no iteration is trusted to leave less than a tenth
 _WORST = 0.95  # rho above which nothing is foretold
+_STILL = 4  # a change this much below the tolerance, twice and everywhere, is the model's own noise
 _ROUNDING = 1e-6  # root mean square below which a quotient of residuals says nothing
 _LEAST = 1e-9  # a change, however small, is none of 0
 
@@ -52,7 +58,8 @@ class SRDS:
 
     Attributes:
         blocks: How many blocks of nearly equal length, or where they begin and end: whole numbers
-            from 0 to the number of steps. None for blocks of about ``sqrt(N) / 2`` steps.
+            from 0 to the number of steps. None for blocks of about ``sqrt(N) / 2`` steps, at least
+            2: with one block for each step all iterates come at the end.
         tolerance: Root mean square of the error in the latents (float32, clean latents of unit
             variance) at which an image stops. 0 stops when nothing changes any more, bit for bit.
         max_iterations: Most iterations; None for as many as there are blocks, after which the
@@ -60,9 +67,9 @@ class SRDS:
         exact: The same as a tolerance of 0: every image equals the serial sampler's, bit for bit,
             with a model whose result does not depend on the size of the batch.
         coarse: The coarse solver, a name in `COARSE`.
-        width: Most evaluations of one image in a model call where sidestep makes the calls
-            (`sidestep.enable`); None for all that are ready, one for each block and one more. The
-            result does not depend on it.
+        width: Most evaluations in a model call for each image that is made, where sidestep makes
+            the calls (`sidestep.enable`); None for all that are ready, one for each block and one
+            more. The result does not depend on it.
 
     Raises:
         ValueError: A setting is out of range.
@@ -76,17 +83,21 @@ class SRDS:
     width: int | None = None
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.tolerance) and self.tolerance >= 0):
-            raise ValueError(f"SRDS: tolerance is {self.tolerance}, expected 0 or more")
-        for name in ("blocks", "max_iterations", "width"):
-            value = getattr(self, name)
-            if isinstance(value, int | float) and (value != int(value) or value < 1):
-                raise ValueError(f"SRDS: {name} is {value}, expected a whole number of 1 or more")
+        if not (isinstance(self.tolerance, int | float) and 0 <= self.tolerance < math.inf):
+            raise ValueError(f"SRDS: tolerance is {self.tolerance!r}, expected 0 or more")
+        for name in ("max_iterations", "width"):
+            object.__setattr__(self, name, _whole(name, getattr(self, name)))
+        if isinstance(self.blocks, Sequence) and not isinstance(self.blocks, str):
+            object.__setattr__(self, "blocks", tuple(_whole("blocks", b, 0) for b in self.blocks))
+        else:
+            object.__setattr__(self, "blocks", _whole("blocks", self.blocks))
+        if self.exact and self.max_iterations is not None:
+            raise ValueError(
+                f"SRDS: exact with max_iterations={self.max_iterations}, expected one of the two"
+            )
         if self.coarse not in COARSE:
             known = ", ".join(map(repr, COARSE))
             raise ValueError(f"SRDS: coarse is {self.coarse!r}, expected one of: {known}")
-        if self.blocks is not None and not isinstance(self.blocks, int | float):
-            object.__setattr__(self, "blocks", tuple(map(int, self.blocks)))
 
     def bounds(self, steps: int) -> tuple[int, ...]:  # [B + 1]
         """Where the blocks of a plan of ``steps`` begin and end, 0 and ``steps`` included.
@@ -101,7 +112,7 @@ class SRDS:
                     f"{steps}"
                 )
             return tuple(self.blocks)
-        count = int(self.blocks or 0) or -(-steps // max(1, round(math.sqrt(steps) / 2)))
+        count = int(self.blocks or 0) or -(-steps // max(2, round(math.sqrt(steps) / 2)))
         if count > steps:
             raise ValueError(f"SRDS: {count} blocks of {steps} steps, expected at most {steps}")
         return tuple(round(i * steps / count) for i in range(count + 1))
@@ -130,6 +141,18 @@ class SRDS:
                 f"SRDS: {plan.name} has a threshold, which is not linear, expected a plan without"
             )
         self.bounds(len(plan))
+
+
+def _whole(name: str, value: object, least: int = 1) -> int | None:
+    """A setting as a whole number, or None.
+
+    Raises:
+        ValueError: It is none, or too small.
+    """
+    number = getattr(value, "__index__", None)
+    if value is None or (number is not None and not isinstance(value, bool) and number() >= least):
+        return None if number is None else int(number())
+    raise ValueError(f"SRDS: {name} is {value!r}, expected a whole number of {least} or more")
 
 
 class Stop:
@@ -167,11 +190,14 @@ class Stop:
         after = residuals[iterate + 1, 1 : known + 1]
         if not now.any():
             return 0.0  # nothing has changed, and nothing will
-        rho = self._contraction(residuals, iterate, known)
-        if rho is None or rho >= _WORST:
-            return math.inf
-        seen = float(after.max(initial=0.0)) / (1 - rho)
-        return max(seen, float(now[known:].max(initial=0.0)) * rho / (1 - rho), _LEAST)
+        told = self._contraction(residuals, iterate, known)
+        rho = math.inf if told is None else told + _DOUBT
+        found = math.inf
+        if rho < _WORST:
+            seen = float(after.max(initial=0.0)) / (1 - rho)
+            found = max(seen, float(now[known:].max(initial=0.0)) * rho / (1 - rho), _LEAST)
+        still = _STILL * float(residuals[max(1, iterate - 1) : iterate + 2].max())
+        return min(found, still) if iterate > 1 else found
 
     def enough(self, error: float) -> bool:
         """Whether an image with that error may stop."""

@@ -32,12 +32,12 @@ from sidestep.runtime.files import write_whole
 from sidestep.runtime.plan import Plan
 from sidestep.sampling import Job, Run, run_jobs
 
-_CLASSES = {
+CLASSES = {
     "ddim": "DDIMScheduler",
     "euler": "EulerDiscreteScheduler",
     "dpmsolver++": "DPMSolverMultistepScheduler",
 }
-SOLVERS = tuple(_CLASSES)
+SOLVERS = tuple(CLASSES)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,7 +155,7 @@ class Bench:
 
     def measure(self, solver: str, steps: int, names: Sequence[str], fresh: bool) -> None:
         """All policies of the chosen families under one scheduler; what is there is kept."""
-        scheduler: Any = make_scheduler(_CLASSES.get(solver, solver), None, self.pipe.scheduler)
+        scheduler: Any = make_scheduler(CLASSES.get(solver, solver), None, self.pipe.scheduler)
         scheduler.set_timesteps(steps)
         exploding = float(scheduler.init_noise_sigma) != 1
         wanted = [p for name in names for p in policies(name, steps, exploding)]
@@ -224,7 +224,7 @@ class Bench:
         return Job(
             label=f"{solver} {steps}: {policy.family} {policy.label}",
             method=policy.method,
-            solver=_CLASSES.get(solver, solver),
+            solver=CLASSES.get(solver, solver),
             steps=policy.steps or steps,
         )
 
@@ -252,7 +252,7 @@ class Bench:
             return
         texts = self.subset
         calls = [p.calls for p in wanted if p.calls is not None]
-        solver = _CLASSES.get(setting.solver, setting.solver)
+        solver = CLASSES.get(setting.solver, setting.solver)
         plan = Plan.from_scheduler(make_scheduler(solver, None, self.pipe.scheduler), setting.steps)
         rounds = len(texts) + len(calls) * -(-self.oracle_trials // TOGETHER)
         with progress(rounds, f"{setting.solver} {setting.steps}: oracle") as advance:

@@ -8,7 +8,7 @@ from typing import NoReturn
 
 import typer
 
-from sidestep.cli import bench, compare, doctor, generate, train
+from sidestep.cli import bench, compare, doctor, generate, plan, train
 from sidestep.errors import UserError
 from sidestep.kernels import BackendUnavailable, config
 
@@ -21,6 +21,7 @@ app = typer.Typer(
 )
 app.command("generate")(generate.generate)
 app.command("compare")(compare.compare)
+app.command("plan")(plan.plan)
 app.add_typer(bench.app, name="bench")
 app.add_typer(train.app, name="train")
 app.command("doctor")(doctor.doctor)

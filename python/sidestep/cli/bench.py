@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
@@ -126,3 +127,90 @@ def adaptive(
         return
     report.print_report(document)
     print(f"charts: {', '.join(map(str, pictures))}; results: {out.with_suffix('.json')}")
+
+
+class PromptSet(str, Enum):
+    """The prompt sets of the command line."""
+
+    novel = "novel"
+    trained = "trained"
+    both = "both"
+
+
+SetOption = Annotated[
+    PromptSet, typer.Option("--set", help="Prompts: novel ones, trained captions, or both.")
+]
+Blocks = Annotated[int | None, typer.Option(help="Blocks. Default: as many as SRDS itself takes.")]
+Tolerance = Annotated[
+    float | None, typer.Option(help="Error in the latents to stop at. Default: that of SRDS.")
+]
+Coarse = Annotated[
+    list[str] | None,
+    typer.Option(help="Coarse solvers to compare (repeat): krylov, hold. Default: the first."),
+]
+Paradigms = Annotated[
+    int, typer.Option(help="Prompts of each set that ParaDiGMS runs on too; 0 for none.")
+]
+ParadigmsTolerance = Annotated[
+    list[float] | None,
+    typer.Option(help="Tolerances of ParaDiGMS (repeat). Default: 0.1, as published, 0.03."),
+]
+
+
+@app.command("srds")
+def srds(
+    model: common.Model = "emoji-sd",
+    steps: Annotated[
+        list[int] | None, typer.Option(help="Steps (repeat). Default: 25 50 100 196 961.")
+    ] = None,
+    prompt_set: SetOption = PromptSet.both,
+    prompts: Annotated[int, typer.Option(help="Prompts of each set.")] = 64,
+    solver: Annotated[
+        str, typer.Option(help="Scheduler: ddim, euler, dpmsolver++, or a class.")
+    ] = "ddim",
+    blocks: Blocks = None,
+    tolerance: Tolerance = None,
+    coarse: Coarse = None,
+    paradigms: Paradigms = 16,
+    paradigms_tolerance: ParadigmsTolerance = None,
+    guidance: common.Guidance = 7.5,
+    seed: common.Seed = 0,
+    batch: Annotated[int, typer.Option(help="Prompts a batch.")] = 4,
+    iterates: Annotated[int, typer.Option(help="Prompts whose iterates are drawn.")] = 3,
+    fresh: Annotated[bool, typer.Option(help="Measure again what --out already has.")] = False,
+    out: common.Out = Path("sidestep-srds.png"),
+    as_json: common.Json = False,
+) -> None:
+    """SRDS against the serial sampler and ParaDiGMS: sequential calls, all calls, PSNR, wall-clock.
+
+    Results are kept beside the chart, in a file of the same name ending in .json, after every
+    batch; what is there already is not measured again.
+    """
+    from sidestep.bench import srds as suite
+    from sidestep.bench import srds_report as report
+    from sidestep.report.pictures import check_writable
+
+    counts = steps or list(suite.STEPS)
+    common.check_run(guidance=guidance, seed=seed, prompts=prompts, batch=batch, steps=min(counts))
+    tolerances = paradigms_tolerance or list(suite.Settings.tolerances)
+    common.check_not_negative(paradigms=paradigms, iterates=iterates)
+    for each in tolerances:
+        common.check_not_negative(paradigms_tolerance=each)
+    settings = suite.Settings(
+        model=model, solver=solver, prompts=prompts, guidance=guidance, seed=seed, batch=batch,
+        srds=suite.srds_settings(blocks, tolerance, coarse or [], counts), peers=paradigms,
+        tolerances=tuple(tolerances),
+    )  # fmt: skip
+    check_writable(out)
+    document = suite.run(
+        settings=settings,
+        sets=suite.SETS if prompt_set is PromptSet.both else [prompt_set.value],
+        steps=counts, coarse=coarse or [], state=out.with_suffix(".json"), fresh=fresh,
+    )  # fmt: skip
+    pictures = report.draw(document, settings, out, iterates)
+    document["pictures"] = [str(picture) for picture in pictures]
+    if as_json:
+        common.print_json(document)
+        return
+    report.print_report(document)
+    print(f"pictures: {', '.join(map(str, pictures))}; results: {out.with_suffix('.json')}")

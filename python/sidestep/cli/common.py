@@ -14,6 +14,8 @@ import typer
 from sidestep.errors import UserError
 
 if TYPE_CHECKING:
+    from sidestep.runtime.methods.adaptive import Adaptive
+    from sidestep.runtime.methods.srds import SRDS
     from sidestep.sampling import Job, Run
 
 
@@ -22,6 +24,8 @@ class Method(str, Enum):
 
     serial = "serial"
     adaptive = "adaptive"
+    srds = "srds"
+    auto = "auto"
 
 
 class Dtype(str, Enum):
@@ -73,6 +77,19 @@ MaxSkip = Annotated[
     int | None,
     typer.Option(help="Adaptive: reuse at most so often in a row. The mode's own if not given."),
 ]
+Blocks = Annotated[
+    int | None,
+    typer.Option(help="SRDS: blocks that run at once. Of about sqrt(steps) / 2 if not given."),
+]
+Tolerance = Annotated[
+    float | None,
+    typer.Option(
+        help="SRDS: error of the latents at which an image stops; 0 is exact. 0.05 if not given."
+    ),
+]
+Iterations = Annotated[
+    int | None, typer.Option(help="SRDS: most iterations. As many as blocks if not given.")
+]
 DeviceOption = Annotated[
     Device, typer.Option("--device", help="auto: the GPU if torch sees one, else the CPU.")
 ]
@@ -109,6 +126,17 @@ def check_positive(**options: float) -> None:
             raise UserError(f"--{name.replace('_', '-')}: got {value}, expected more than 0")
 
 
+def check_not_negative(**options: float) -> None:
+    """Refuses options below zero, by name.
+
+    Raises:
+        UserError: One of them is.
+    """
+    for name, value in options.items():
+        if not value >= 0:
+            raise UserError(f"--{name.replace('_', '-')}: got {value}, expected 0 or more")
+
+
 def check_run(*, guidance: float, seed: int, **positive: float) -> None:
     """Refuses numbers that no run can use.
 
@@ -135,7 +163,13 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-MethodOption = Annotated[Method, typer.Option(help="How model calls are saved.")]
+MethodOption = Annotated[
+    Method,
+    typer.Option(
+        help="adaptive makes fewer model calls, srds makes many at once, auto measures whether "
+        "srds is quicker here, serial is the plain loop."
+    ),
+]
 Against = Annotated[
     str | None, typer.Option(help="Solver of the plain run. Default: the same solver.")
 ]
@@ -146,21 +180,66 @@ OutFolder = Annotated[Path, typer.Option(help="The folder to write PNG files int
 
 
 def method_settings(
-    method: Method, mode: str | None, threshold: float | None, max_skip: int | None
-) -> Any:
-    """The settings of a method, or None for the plain loop.
+    method: Method,
+    *,
+    mode: str | None = None,
+    threshold: float | None = None,
+    max_skip: int | None = None,
+    blocks: int | None = None,
+    tolerance: float | None = None,
+    iterations: int | None = None,
+) -> Adaptive | SRDS | None:
+    """The settings of a method; None for the plain loop, and for `auto`, which is not decided yet.
 
     Raises:
-        UserError: A setting is out of its range.
+        UserError: A setting is out of its range, or belongs to another method.
     """
     from sidestep.runtime.methods.adaptive import DEFAULT_MODE, Adaptive
+    from sidestep.runtime.methods.srds import SRDS
 
-    if method is Method.serial:
-        return None
+    owners = {
+        "--mode": (mode, [Method.adaptive]),
+        "--threshold": (threshold, [Method.adaptive]),
+        "--max-skip": (max_skip, [Method.adaptive]),
+        "--blocks": (blocks, [Method.srds]),
+        "--tolerance": (tolerance, [Method.srds, Method.auto]),
+        "--iterations": (iterations, [Method.srds]),
+    }
+    for option, (value, methods) in owners.items():
+        if value is not None and method not in methods:
+            names = " or ".join(one.value for one in methods)
+            raise UserError(f"{option}: got it with --method {method.value}, expected {names}")
+    allowed = SRDS().tolerance if tolerance is None else tolerance
     try:
-        return Adaptive(mode=mode or DEFAULT_MODE, threshold=threshold, max_skip=max_skip)
+        if method is Method.adaptive:
+            return Adaptive(mode=mode or DEFAULT_MODE, threshold=threshold, max_skip=max_skip)
+        settings = SRDS(blocks=blocks, tolerance=allowed, max_iterations=iterations)
     except ValueError as error:
         raise UserError(str(error)) from error
+    return settings if method is Method.srds else None
+
+
+def decide(pipe: Any, texts: list[str], steps: int, guidance: float, batch: int,
+           tolerance: float | None) -> SRDS | None:  # fmt: skip
+    """`sidestep.auto` for these prompts; what it finds is said on stderr.
+
+    Raises:
+        UserError: The pipeline cannot be measured.
+    """
+    from sidestep import planning
+    from sidestep.runtime.methods.srds import SRDS
+
+    chunk = texts[:batch]
+    try:
+        settings, reason = planning.decide(
+            pipe, steps, len(chunk), SRDS().tolerance if tolerance is None else tolerance,
+            prompt=chunk, guidance_scale=guidance,
+        )  # fmt: skip
+    except ValueError as error:
+        raise UserError(f"--method auto: {error}") from error
+    name = "serial" if settings is None else f"srds in {settings.blocks} blocks"
+    sys.stderr.write(f"auto: {name}: {reason}\n")
+    return settings
 
 
 def run(command: str, pipe: Any, jobs: list[Job], texts: list[str], **settings: Any) -> list[Run]:

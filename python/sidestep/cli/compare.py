@@ -30,6 +30,9 @@ def compare(
     mode: common.Mode = None,
     threshold: common.Threshold = None,
     max_skip: common.MaxSkip = None,
+    blocks: common.Blocks = None,
+    tolerance: common.Tolerance = None,
+    iterations: common.Iterations = None,
     dtype: common.DtypeOption = Dtype.float32,
     device: common.DeviceOption = Device.auto,
     out: common.Out = Path("sidestep-compare.png"),
@@ -50,9 +53,14 @@ def compare(
         guidance=guidance, seed=seed, steps=steps, batch=batch, against_steps=baseline_steps
     )
     texts = common.gather_prompts(prompts, prompt_file, default="novel")
-    settings = common.method_settings(method, mode, threshold, max_skip)
+    settings = common.method_settings(
+        method, mode=mode, threshold=threshold, max_skip=max_skip, blocks=blocks,
+        tolerance=tolerance, iterations=iterations,
+    )  # fmt: skip
     check_writable(out)
     pipe = load_pipeline(model, getattr(torch, dtype.value), device.value)
+    if method is Method.auto:
+        settings = common.decide(pipe, texts, steps, guidance, batch, tolerance)
     plain = Job(
         label="plain", solver=against or solver, grid=None if against else grid,
         steps=baseline_steps,
@@ -95,6 +103,7 @@ def _result(run: Run, plain: Run, batch: int) -> dict[str, Any]:
         "psnr_p10": None if same else percentile(decibels, 0.1),
         "ssim": None if same else sum(values := ssim(run.images, plain.images)) / len(values),
         "layers": None,
+        "iterations": sum(run.iterations) / len(run.iterations) if run.iterations else None,
     }
 
 
@@ -103,7 +112,7 @@ def _draw(runs: list[Run], texts: list[str], out: Path, settings: Any) -> list[P
 
     plain, chosen = runs
     shown = min(len(texts), 16)
-    captions = [[f"{n:.0f} calls" for n in run.nfe[:shown]] for run in runs]
+    captions = [_captions(run)[:shown] for run in runs]
     labels = [f"plain\n{plain.solver}", f"{chosen.job.label}\n{chosen.solver}"]
     rows = [(label, run.images[:shown]) for label, run in zip(labels, runs, strict=True)]
     save_figure(picture_grid(rows, texts[:shown], captions), out)
@@ -113,6 +122,13 @@ def _draw(runs: list[Run], texts: list[str], out: Path, settings: Any) -> list[P
         save_figure(calls_chart(chosen.called, chosen.criterion, settings.threshold, texts), chart)
         files.append(chart)
     return files
+
+
+def _captions(run: Run) -> list[str]:
+    """For each picture what it took."""
+    if run.iterations:
+        return [f"{n} calls in a row" for n in run.image_ticks]
+    return [f"{n:.0f} calls" for n in run.nfe]
 
 
 def _print_table(results: list[dict[str, Any]]) -> None:
@@ -129,3 +145,9 @@ def _print_table(results: list[dict[str, Any]]) -> None:
             f"{r['speedup']:.2f}x", *quality,
         )  # fmt: skip
     Console().print(table)
+
+    for r in results:
+        if r["iterations"] is not None:
+            print(
+                f"{r['method']}: {r['iterations']:.1f} iterations, {r['ticks']:.1f} calls in a row"
+            )

@@ -24,6 +24,9 @@ def generate(
     mode: common.Mode = None,
     threshold: common.Threshold = None,
     max_skip: common.MaxSkip = None,
+    blocks: common.Blocks = None,
+    tolerance: common.Tolerance = None,
+    iterations: common.Iterations = None,
     dtype: common.DtypeOption = Dtype.float32,
     device: common.DeviceOption = Device.auto,
     out: common.OutFolder = Path("sidestep-pictures"),
@@ -37,9 +40,14 @@ def generate(
 
     common.check_run(guidance=guidance, seed=seed, steps=steps, batch=batch)
     texts = common.gather_prompts(prompts, prompt_file, default="novel")
-    settings = common.method_settings(method, mode, threshold, max_skip)
+    settings = common.method_settings(
+        method, mode=mode, threshold=threshold, max_skip=max_skip, blocks=blocks,
+        tolerance=tolerance, iterations=iterations,
+    )  # fmt: skip
     check_folder(out)
     pipe = load_pipeline(model, getattr(torch, dtype.value), device.value)
+    if method is Method.auto:
+        settings = common.decide(pipe, texts, steps, guidance, batch, tolerance)
     job = Job(label=method.value, method=settings, solver=solver, grid=grid, steps=steps)
     (run,) = common.run("generate", pipe, [job], texts, guidance=guidance, seed=seed, batch=batch)
     out.mkdir(parents=True, exist_ok=True)

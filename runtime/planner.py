@@ -1,0 +1,356 @@
+"""What SRDS would gain on a device, from how long a model call of each size takes there.
+
+With t(b) the seconds of a call with b evaluations (a guidance pair is one), c_k the evaluations
+that the schedule has ready in tick k (`csrc/core/parareal_simulation.cpp`), n images and P ranks,
+
+    serial = N t(n)
+    SRDS   = N t_record + sum over ticks k of [ t(ceil(c_k / P) n) + t_tick + t_message ]
+
+and the speed-up is their quotient.  Counted are also the evaluations that run ahead into iterations
+which turn out not to be needed: at the end of iteration K those of K + 1 and later have long begun,
+and a device that is busy pays for them.  With t(b) = t(1) (a + (1 - a) b) and nothing beside the
+model, one rank has S = N / (a T + (1 - a) E), for T ticks and E evaluations.
+
+Everything here is arithmetic; `sidestep.planning` measures.
+"""
+
+from __future__ import annotations
+
+import bisect
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sidestep.kernels.core import simulate_parareal
+from sidestep.runtime.latency import Latency, Overhead
+from sidestep.runtime.methods.srds import SRDS
+
+WORTHWHILE = 1.05
+"""Speed-up below which nothing but the plain loop is recommended."""
+
+_FINEST = 40  # block lengths that are tried for one number of steps, about
+_AHEAD = 2  # iterations that run ahead where the width is limited, about
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """One way to run, and what it would give.
+
+    Attributes:
+        kind: ``"serial"``, ``"srds"``, or for several ranks ``"guidance"`` (each has a branch) or
+            ``"images"`` (each has images of its own).
+        steps: N.
+        ranks: P.
+        blocks: B, 0 but for SRDS.
+        width: Most evaluations of an image in a tick; None for all that are ready.
+        iterations: K_hat that an image is expected to need; what follows is the mean of the whole
+            numbers beside it.
+        ticks: Model calls in a row.
+        evaluations: Of one image, on all ranks.
+        seconds: Wall-clock.
+        speedup: Against the plain loop.
+        reason: What it costs and where it comes from, in words.
+    """
+
+    kind: str
+    steps: int
+    ranks: int
+    blocks: int = 0
+    width: int | None = None
+    iterations: float = 0.0
+    ticks: float
+    evaluations: float
+    seconds: float
+    speedup: float
+    reason: str = ""
+
+    @property
+    def length(self) -> float:
+        """m: steps of a block, on average."""
+        return self.steps / max(1, self.blocks)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """What one run takes.
+
+    Attributes:
+        ticks: Model calls in a row.
+        evaluations: Of one image, the mean of all images.
+        seconds: Wall-clock.
+    """
+
+    ticks: float
+    evaluations: float
+    seconds: float
+
+
+_EXPECTED = (
+    (0.03, 1.0),
+    (0.05, 1.4),
+    (0.06, 1.8),
+    (0.08, 3.0),
+    (0.1, 3.5),
+    (0.16, 4.0),
+    (0.3, 8.0),
+)
+"""K_hat by the share of the trajectory that a block has, 1 / B."""
+
+
+def expected_iterations(blocks: int) -> float:
+    """K_hat: iterations that an image needs on average at the default tolerance of 0.05.
+
+    It depends on the share of a block in the trajectory, hardly on the number of steps, and most
+    on the image: 1 to 9. Measured on the bundled model (DDIM, guidance 7.5, 2 to 4 novel prompts
+    each) with the Krylov coarse solver:
+
+        N, steps of a block    100, 3  100, 5  50, 3  100, 7  25, 2  50, 4  100, 10  25, 3  25, 4
+        1 / B                  0.03    0.05    0.06   0.07    0.08   0.08   0.10     0.11   0.14
+        K, mean                1.0     1.3     1.8    2.5     4.0    2.8    3.5      3.8    3.8
+
+    Longer blocks are extrapolated: they are exact, and slow, after as many iterations as blocks.
+    """
+    shares, counts = zip(*_EXPECTED, strict=True)
+    return min(float(blocks), float(np.interp(1 / blocks, shares, counts)))
+
+
+def predict(
+    latency: Latency,
+    bounds: Sequence[int],  # [B + 1]
+    iterations: Sequence[int],  # [n]
+    *,
+    ranks: int = 1,
+    width: int | None = None,
+    overhead: Overhead | None = None,
+) -> Cost:
+    """What SRDS takes.
+
+    Args:
+        latency: Of the model.
+        bounds: Of the blocks.
+        iterations: K of each image; all of them run together, and an image that is done leaves.
+        ranks: P that share the evaluations of every tick.
+        width: Most evaluations of an image in a tick.
+        overhead: Beside the model.
+
+    Raises:
+        ValueError: An image has fewer than no or more iterations than there are blocks.
+    """
+    beside = overhead or Overhead()
+    ends = []
+    for K in iterations:
+        widths, ticks = wavefront(tuple(bounds), K, width)
+        ends.append(ticks)
+    # widths up to the last image's end: those of an image that ends earlier are the first of them
+    running = np.array([sum(tick < end for end in ends) for tick in range(max(ends))])
+    widths, _ = wavefront(tuple(bounds), max(iterations), width)
+    calls = np.ceil(widths / ranks) * running
+    seconds = latency(calls) + beside.tick + beside.evaluation * calls
+    if ranks > 1:
+        seconds = seconds + beside.message
+    return Cost(
+        ticks=max(ends),
+        evaluations=float((widths * running).sum()) / len(ends),
+        seconds=float(seconds.sum()) + beside.record * bounds[-1],
+    )
+
+
+@lru_cache(maxsize=256)
+def wavefront(
+    bounds: tuple[int, ...], iterations: int, width: int | None = None
+) -> tuple[NDArray[np.int64], int]:
+    """Evaluations in each tick until the last block has its end in iterate K, and those ticks.
+
+    Without a limit of the width it is what the engine does, tick by tick. With one the engine goes
+    by who came first and the simulation by what is most urgent, which is a little faster.
+
+    Returns:
+        ``[T]`` evaluations, and T.
+
+    Raises:
+        ValueError: There are fewer than no or more iterations than blocks.
+    """
+    blocks = len(bounds) - 1
+    limit = width or 0
+    front = simulate_parareal(bounds, iterations, limit)
+    last = int(front.formed[iterations])
+    if limit:
+        ahead = min(blocks, iterations + _AHEAD)
+    else:  # iterate p begins when x_p^p is there, after as many ticks as steps
+        ahead = max(iterations, min(blocks, bisect.bisect_left(bounds, last)))
+    front = simulate_parareal(bounds, ahead, limit)
+    last = int(front.formed[iterations])
+    return front.widths[:last], last
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decision:
+    """What to do.
+
+    Attributes:
+        choice: The best candidate; the plain loop unless another gains 5 %.
+        reason: Why, in a sentence.
+        candidates: All of them, the fastest first.
+    """
+
+    choice: Candidate
+    reason: str
+    candidates: tuple[Candidate, ...]
+
+
+def plan(
+    latency: Latency,
+    steps: int,
+    *,
+    images: int = 1,
+    ranks: int = 1,
+    branches: int = 1,
+    iterations: float | None = None,
+    widths: Sequence[int | None] = (None,),
+    overhead: Overhead | None = None,
+) -> Decision:
+    """Predicts every way to run so many steps, and picks one.
+
+    Args:
+        latency: Of the model on one rank; all are alike.
+        steps: N.
+        images: n that are made together.
+        ranks: P, devices or processes.
+        branches: Guidance branches of an evaluation.
+        iterations: K that an image is expected to need; None for `expected_iterations`.
+        widths: Limits of the evaluations of an image in a tick to try; None is no limit.
+        overhead: Beside the model.
+
+    Raises:
+        ValueError: A number is not 1 or more.
+    """
+    for name, value in {"steps": steps, "images": images, "ranks": ranks}.items():
+        if value < 1:
+            raise ValueError(f"plan: {name} is {value}, expected 1 or more")
+    beside = overhead or Overhead()
+    serial = steps * float(latency(images))
+    found = _plain(latency, steps, images, ranks, branches, beside.message)
+    for blocks in block_counts(steps):
+        K = min(float(blocks), iterations or expected_iterations(blocks))
+        bounds = SRDS(blocks=blocks).bounds(steps)
+        for width in widths:
+            cost = _expected(latency, bounds, K, images, ranks, width, beside)
+            if cost.ticks >= steps:  # no gain on any device
+                continue
+            found.append(
+                Candidate(
+                    kind="srds", steps=steps, ranks=ranks, blocks=blocks, width=width,
+                    iterations=K, ticks=cost.ticks, evaluations=cost.evaluations,
+                    seconds=cost.seconds, speedup=serial / cost.seconds,
+                    reason=f"{cost.ticks:.0f} calls in a row instead of {steps}, with "
+                    f"{cost.evaluations:.0f} evaluations instead of {steps}",
+                )
+            )  # fmt: skip
+    found.sort(key=lambda one: -one.speedup)
+    choice = found[0]
+    if choice.speedup < WORTHWHILE:
+        choice = next(one for one in found if one.kind == "serial")
+    reason = choice.reason if choice.kind != "serial" else _why_serial(latency, found, images)
+    return Decision(choice=choice, reason=reason, candidates=tuple(found))
+
+
+def choose(latency: Latency, steps: int, *, tolerance: float = 0.05, **facts: Any) -> SRDS | None:
+    """The settings of SRDS where it gains something, and None where the plain loop is best.
+
+    Args:
+        latency: Of the model.
+        steps: N.
+        tolerance: Of the settings.
+        facts: As for `plan`.
+
+    Raises:
+        ValueError: A number is out of range.
+    """
+    return settings_of(plan(latency, steps, **facts).choice, tolerance)
+
+
+def settings_of(candidate: Candidate, tolerance: float = 0.05) -> SRDS | None:
+    """The settings of SRDS that a candidate stands for; None for any other kind."""
+    if candidate.kind != "srds":
+        return None
+    return SRDS(blocks=candidate.blocks, width=candidate.width, tolerance=tolerance)
+
+
+def block_counts(steps: int) -> list[int]:
+    """Numbers of blocks worth a try, descending: from two steps a block to two blocks.
+
+    All of them up to about 40 lengths, then in steps of a few percent; that of the default is
+    among them.
+    """
+    lengths = np.unique(np.geomspace(2, max(2, steps / 2), _FINEST).round().astype(int))
+    counts = {-(-steps // int(m)) for m in lengths} | {len(SRDS().bounds(steps)) - 1}
+    return sorted((B for B in counts if 1 < B < steps), reverse=True)
+
+
+def _expected(
+    latency: Latency,
+    bounds: Sequence[int],
+    K: float,
+    images: int,
+    ranks: int,
+    width: int | None,
+    overhead: Overhead,
+) -> Cost:
+    """The mean of both whole numbers of iterations beside K."""
+    low, high = math.floor(K), math.ceil(K)
+    less, more = (
+        predict(latency, bounds, [k] * images, ranks=ranks, width=width, overhead=overhead)
+        for k in (low, high)
+    )
+    part = K - low
+    return Cost(
+        ticks=(1 - part) * less.ticks + part * more.ticks,
+        evaluations=(1 - part) * less.evaluations + part * more.evaluations,
+        seconds=(1 - part) * less.seconds + part * more.seconds,
+    )
+
+
+def _plain(
+    latency: Latency, steps: int, images: int, ranks: int, branches: int, message: float
+) -> list[Candidate]:
+    """The ways without iterations, whose result is that of the plain loop."""
+    serial = steps * float(latency(images))
+    ways = [("serial", serial, "one call after the other")]
+    if ranks > 1 and branches > 1:
+        share = math.ceil(branches / min(ranks, branches)) / branches
+        seconds = steps * (float(latency(images * share)) + message)
+        ways.append(("guidance", seconds, "the guidance branches on ranks of their own, exact"))
+    if ranks > 1 and images > 1:
+        seconds = steps * float(latency(math.ceil(images / ranks)))
+        ways.append(("images", seconds, "every rank makes images of its own, exact"))
+    return [
+        Candidate(
+            kind=kind, steps=steps, ranks=ranks, ticks=steps, evaluations=steps, seconds=seconds,
+            speedup=serial / seconds, reason=reason,
+        )
+        for kind, seconds, reason in ways
+    ]  # fmt: skip
+
+
+def _why_serial(latency: Latency, found: Sequence[Candidate], images: int) -> str:
+    others = [one for one in found if one.kind == "srds"]
+    if not others:
+        return "there are too few steps: no number of blocks makes fewer calls in a row"
+    best = others[0]
+    together = max(2, round(best.evaluations / best.ticks / best.ranks))
+    ratio = float(latency(together * images) / latency(images))
+    costs = (
+        f"a call with {together * images} evaluations takes {ratio:.1f} times as long as one with "
+        f"{images}"
+    )
+    if ratio > 0.9 * together:
+        return f"{costs}: nothing is gained by making calls together"
+    return (
+        f"{costs}, and {best.blocks} blocks need {best.evaluations:.0f} evaluations instead of "
+        f"{best.steps}, in {best.ticks:.0f} calls: {best.speedup:.2f} of the serial speed"
+    )
