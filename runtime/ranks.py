@@ -118,6 +118,8 @@ class Ranks:
         others = range(first + 1, first + team) if me == first else ()
         self._helpers = [Helper(links[me, other], links[other, me]) for other in others]
         self._leader = None if me == first else Helper(links[me, first], links[first, me])
+        # A group is there on one rank before the other has connected: nobody closes one until then.
+        dist.barrier()
 
     def _edges(self, base: int) -> list[tuple[int, int]]:
         """From and to, in the set that begins with that rank."""
