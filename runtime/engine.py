@@ -131,7 +131,8 @@ class Engine:
     def tick_bytes(self) -> int:
         """Bytes that a tick takes for a while, at most: a batch's latents, and one step's copies.
 
-        Conditioning, noise, results and what a criterion keeps are the requests' own.
+        Conditioning, noise, results and what a method keeps are the requests' own; the copies that
+        SRDS makes of the ends of its blocks are not counted either.
         """
         size, element, branches = self._state.size, self.dtype.itemsize, self.branches
         batch = size * (4 + element) + 64
@@ -243,7 +244,7 @@ class Engine:
             places = {}
             for _, _, slot, _, position in completed:
                 row = self._slots[slot]
-                row.live.count_call(row, batch.ticket)
+                row.live.count_call(row.index, batch.ticket)
                 places[row] = [starts[g] + position for g in range(row.live.branches)]
 
             def fresh(rows: Sequence[Row]) -> list[Tensor]:
@@ -285,21 +286,9 @@ class Engine:
         """Waiting requests move into free slots."""
         for live, rows in by_request(self._slots.admit(self._scheduler.admit(), self._live)):
             try:
-                self._load(live, rows)
+                self._state.begin(rows)
             except Exception as error:
                 self._end(live, error)
-
-    def _load(self, live: Live, rows: Sequence[Row]) -> None:
-        """Rows of one request begin."""
-        first = [row.slot for row in rows if row.start is None]
-        if first:
-            self._state.load(first, live.request.x[:, None])
-        later = [row for row in rows if row.start is not None]
-        if later:
-            starts = torch.stack([row.start for row in later if row.start is not None])
-            self._state.load([row.slot for row in later], starts)
-            for row in later:
-                row.start = None
 
     def _batch(
         self, ticket: int, rows: Sequence[Row], entries: Sequence[tuple[int, int]], size: int

@@ -139,7 +139,7 @@ class Parareal:
         plan: Plan,
         count: int,
         device: torch.device,
-        schedule: type[PararealSchedule] = PararealSchedule,
+        schedule: type[PararealSchedule],
     ) -> None:
         """Cuts the plan into blocks.
 
@@ -148,7 +148,7 @@ class Parareal:
             plan: The sampler.
             count: Images.
             device: Of the state.
-            schedule: Of each image; another one where some of the blocks are elsewhere.
+            schedule: Of each image.
 
         Raises:
             ValueError: The plan cannot be cut so.

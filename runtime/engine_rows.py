@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from sidestep.kernels.core import PararealSchedule
 from sidestep.runtime.engine_conditioning import Conditioning
 from sidestep.runtime.engine_parareal import Chain, Parareal, Start
 from sidestep.runtime.engine_request import Request, Result, Status, guidance_weights
@@ -158,12 +159,18 @@ class Live:
         ended: Whether it has a result.
     """
 
-    def __init__(self, request: Request, device: torch.device) -> None:
+    def __init__(
+        self,
+        request: Request,
+        device: torch.device,
+        schedule: type[PararealSchedule] = PararealSchedule,
+    ) -> None:
         """Reads the request's guidance, conditioning and method; the engine adds the rest.
 
         Args:
             request: What was submitted.
             device: Of the engine.
+            schedule: Of each image with SRDS; another one where some of its blocks are elsewhere.
 
         Raises:
             ValueError: The guidance has a wrong shape, or the method cannot run the plan.
@@ -178,7 +185,7 @@ class Live:
         self.parallel: Parareal | None = None
         chain = None
         if isinstance(request.method, SRDS) and self.steps:
-            self.parallel = Parareal(request.method, request.plan, self.count, device)
+            self.parallel = Parareal(request.method, request.plan, self.count, device, schedule)
             chain = self.parallel.first
         self.rows = [Row(self, index, each, chain) for index, each in enumerate(self._begin())]
         self.tickets: set[int] = set()
@@ -261,11 +268,11 @@ class Live:
             self.result = torch.empty(self.count, x.shape[1], dtype=x.dtype, device=x.device)
         self.result.index_copy_(0, upload(rows, torch.int64, x.device), x)
 
-    def count_call(self, row: Row, ticket: int) -> None:
-        """A row of it was in that batch."""
+    def count_call(self, index: int, ticket: int) -> None:
+        """Row ``index`` of it was in that batch."""
         self.tickets.add(ticket)
         if self.parallel is not None:
-            self.parallel.images[row.index].count_call(ticket)
+            self.parallel.images[index].count_call(ticket)
 
     def summary(self) -> Summary:
         """What it cost so far, row by row."""

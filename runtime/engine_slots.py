@@ -20,11 +20,6 @@ class Slots:
         assert row is not None
         return row
 
-    @property
-    def taken(self) -> list[Row]:
-        """The rows that have a slot or wait for one."""
-        return [row for row in (*self._rows, *self._waiting.values()) if row is not None]
-
     def wait(self, number: int, row: Row) -> None:
         """A row that is to be admitted under that number."""
         self._waiting[number] = row

@@ -15,7 +15,7 @@ from torch import Tensor
 from sidestep.kernels import solver_step
 from sidestep.runtime.engine_rows import Row
 from sidestep.runtime.engine_table import PlanTable
-from sidestep.runtime.upload import upload
+from sidestep.runtime.upload import select, upload
 
 
 class EngineState:
@@ -65,13 +65,25 @@ class EngineState:
         )  # fmt: skip
         return sum(tensor.nbytes for tensor in tensors)
 
-    def load(
+    def begin(self, rows: Sequence[Row]) -> None:
+        """Rows of one request begin: where they were told to, or with the request's latents."""
+        first = [row for row in rows if row.start is None]
+        if first:
+            x = select(first[0].live.request.x, [row.index for row in first])
+            self._load(first, x[:, None])
+        later = [row for row in rows if row.start is not None]
+        if later:
+            self._load(later, torch.stack([row.start for row in later if row.start is not None]))
+            for row in later:
+                row.start = None
+
+    def _load(
         self,
-        slots: Sequence[int],
+        rows: Sequence[Row],
         start: Tensor,  # [n, r, ...]
     ) -> None:
-        """Rows begin in these slots: their first r registers are given, the others are 0."""
-        index = self._index(slots)
+        """The first r registers of these rows are given, the others are 0."""
+        index = self._index([row.slot for row in rows])
         self.registers[index] = 0.0
         given = start.detach().to(self.device, torch.float32).flatten(2)
         self.registers[index, : given.shape[1]] = given

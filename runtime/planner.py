@@ -107,7 +107,8 @@ def expected_iterations(blocks: int) -> float:
 
     It depends on the share of a block in the trajectory, hardly on the number of steps, and most
     on the image: 1 to 9. Measured on the bundled model (DDIM, guidance 7.5, 2 to 4 novel prompts
-    each) with the Krylov coarse solver:
+    each) with the Krylov coarse solver; `sidestep bench srds --steps N --blocks B` measures such a
+    column, and docs/results/srds.md has those of the default number of blocks:
 
         N, steps of a block    100, 3  100, 5  50, 3  100, 7  25, 2  50, 4  100, 10  25, 3  25, 4
         1 / B                  0.03    0.05    0.06   0.07    0.08   0.08   0.10     0.11   0.14
@@ -142,10 +143,7 @@ def predict(
         ValueError: An image has fewer than no or more iterations than there are blocks.
     """
     beside = overhead or Overhead()
-    ends = []
-    for K in iterations:
-        widths, ticks = wavefront(tuple(bounds), K, width)
-        ends.append(ticks)
+    ends = [wavefront(tuple(bounds), K, width)[1] for K in iterations]
     # widths up to the last image's end: those of an image that ends earlier are the first of them
     running = np.array([sum(tick < end for end in ends) for tick in range(max(ends))])
     widths, _ = wavefront(tuple(bounds), max(iterations), width)

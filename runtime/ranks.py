@@ -30,7 +30,7 @@ from sidestep.runtime.methods.srds import SRDS
 from sidestep.runtime.ranks_calls import Calls, Helper, Model, Team, help_leader, sentence_of
 from sidestep.runtime.ranks_links import Link, RankError, Wire
 from sidestep.runtime.ranks_ring import Ring, Traffic
-from sidestep.runtime.ranks_run import BlockRun, live_of
+from sidestep.runtime.ranks_run import BlockRun, SharedSchedule
 
 __all__ = ["RankError", "Ranks"]
 
@@ -171,7 +171,7 @@ class Ranks:
             TypeError: Nor with this method or model.
         """
         request = self._check(request, dtype, buckets)
-        live, parallel = live_of(request, self.device)
+        live = Live(request, self.device, SharedSchedule)
         if self.team not in (1, live.branches):
             raise ValueError(
                 f"Ranks.run: guidance has {live.branches} branches, expected {self.team}, one for "
@@ -193,7 +193,7 @@ class Ranks:
         if self._leader is not None:
             help_leader(live, calls, self._leader, self._ring.rank, greeting, dtype)
         else:
-            self._lead(live, calls, greeting, dtype, (parallel.blocks - 1) % self._ring.size)
+            self._lead(live, calls, greeting, dtype)
         return self._result(live)
 
     def _check(
@@ -218,8 +218,10 @@ class Ranks:
             )
         return replace(request, method=SRDS(blocks=1, exact=True))
 
-    def _lead(self, live: Live, calls: Calls, greeting: str, dtype: torch.dtype, last: int) -> None:
+    def _lead(self, live: Live, calls: Calls, greeting: str, dtype: torch.dtype) -> None:
         """A run on a rank that has blocks."""
+        assert live.parallel is not None
+        last = (live.parallel.blocks - 1) % self._ring.size
         team = Team(self._helpers, self._ring.rank, self._timeout)
         traffic = Traffic(self._ring, live.count, last, greeting)
         failure: str | None = f"rank {self._ring.rank} was broken off"

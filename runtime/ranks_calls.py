@@ -19,7 +19,17 @@ from sidestep.runtime.engine_check import check_output
 from sidestep.runtime.engine_conditioning import gather
 from sidestep.runtime.engine_request import Batch
 from sidestep.runtime.engine_rows import Live
-from sidestep.runtime.ranks_links import Kind, Link, RankError, Word, cut, differ, reason
+from sidestep.runtime.ranks_links import (
+    Kind,
+    Link,
+    RankError,
+    Word,
+    cut,
+    differ,
+    silent,
+    unreachable,
+)
+from sidestep.runtime.upload import upload
 
 Model = Callable[[Batch], Tensor]
 """Of a batch, the output of each of its entries, as for the engine."""
@@ -43,8 +53,8 @@ class Lines:
 
     def pack(self) -> Tensor:  # [n * (D + 3)] fp32
         """All of it in one tensor; no number of it is rounded."""
-        counted = torch.tensor([*self.rows, *self.steps], dtype=torch.float32)
-        return torch.cat([self.x.float().flatten(), self.t, counted.to(self.t.device)])
+        counted = upload([*self.rows, *self.steps], torch.float32, self.t.device)
+        return torch.cat([self.x.float().flatten(), self.t, counted])
 
     @staticmethod
     def unpack(
@@ -99,7 +109,7 @@ class Calls:
         total = size if self._sizes is None else next(s for s in self._sizes if s >= size)
         entries = [(i, g) for g in self.branches for i in range(count)]
         entries += [(0, self.branches[0])] * (total - size)
-        index = torch.tensor([i for i, _ in entries]).to(x.device)
+        index = upload([i for i, _ in entries], torch.int64, x.device)
         batch = Batch(
             engine=-1,
             ticket=self.made,
@@ -116,10 +126,8 @@ class Calls:
         )
         output = self._model(batch)
         check_output(output, total, x.shape[1:], x.dtype, x.device)
-        if live.parallel is not None:
-            for row in lines.rows:
-                live.parallel.images[row].count_call(self.made)
-        live.tickets.add(self.made)
+        for row in lines.rows:
+            live.count_call(row, self.made)
         self.made += 1
         return list(output.detach()[:size].reshape(len(self.branches), count, -1).unbind(0))
 
@@ -180,18 +188,14 @@ class Team:
             helper.to.flush(leave=2)  # all but the last call has been taken long ago
             helper.to.send(word, numbers)
         except RuntimeError as error:
-            raise RankError(
-                f"rank {self._rank} cannot reach rank {helper.to.peer}: {reason(error)}"
-            ) from error
+            raise RankError(unreachable(self._rank, helper.to.peer, error)) from error
 
     def _answer(self, helper: Helper) -> tuple[Word, Tensor | None]:
         try:
             return helper.back.receive()
         except RuntimeError as error:
-            raise RankError(
-                f"rank {self._rank} got no word from rank {helper.back.peer} while it waited for "
-                f"the model's output for a guidance branch: {reason(error)}"
-            ) from error
+            wanted = "the model's output for a guidance branch"
+            raise RankError(silent(self._rank, helper.back.peer, wanted, error)) from error
 
     def keep_alive(self) -> None:
         """Lets them know that their leader is."""
@@ -271,10 +275,8 @@ def help_leader(
         try:
             word, numbers = leader.back.receive()
         except RuntimeError as error:
-            raise RankError(
-                f"rank {rank} got no word from rank {leader.back.peer} while it waited for the "
-                f"next model call: {reason(error)}"
-            ) from error
+            wanted = "the next model call"
+            raise RankError(silent(rank, leader.back.peer, wanted, error)) from error
         if word.kind is Kind.GREETING and word.text != cut(greeting):
             wrong = differ(rank, greeting, word.text)
         elif word.kind is Kind.FAILED:

@@ -31,7 +31,19 @@ def cut(text: str) -> str:
     return text.encode()[: _BYTES - _HEAD.size].decode(errors="ignore")
 
 
-def reason(error: Exception) -> str:
+def unreachable(rank: int, peer: int, error: Exception) -> str:
+    """That a rank could not send to another one."""
+    return f"rank {rank} cannot reach rank {peer}: {_reason(error)}"
+
+
+def silent(rank: int, peer: int, wanted: str, error: Exception) -> str:
+    """That a rank got nothing from another one."""
+    return (
+        f"rank {rank} got no word from rank {peer} while it waited for {wanted}: {_reason(error)}"
+    )
+
+
+def _reason(error: Exception) -> str:
     """What an error of a connection says, without where in gloo and its advice."""
     said = re.sub(r"^\[\S+\] ", "", str(error)).split(" This is typically")[0]
     return said.strip().rstrip(".")

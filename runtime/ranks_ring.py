@@ -22,7 +22,16 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from sidestep.runtime.ranks_links import Kind, Link, RankError, Word, cut, differ, reason
+from sidestep.runtime.ranks_links import (
+    Kind,
+    Link,
+    RankError,
+    Word,
+    cut,
+    differ,
+    silent,
+    unreachable,
+)
 
 Item = tuple[Word, Tensor | None]
 """A word and the numbers that belong to it."""
@@ -185,8 +194,7 @@ class Traffic:
     def _lose(self, after: Link, error: RuntimeError) -> None:
         after.drop()
         if self.failure is None:
-            why = f"rank {self._ring.rank} cannot reach rank {after.peer}: {reason(error)}"
-            self.failure = cut(why)
+            self.failure = cut(unreachable(self._ring.rank, after.peer, error))
         self._closed = True
         self._inbox.put((Word(Kind.FAILED, text=self.failure), None))
 
@@ -207,8 +215,7 @@ class Traffic:
                     left -= word.kind is Kind.STOP
                     self._take(word, numbers)
         except Exception as error:
-            why = f"rank {ring.rank} got no word from rank {before.peer} while it waited for "
-            why += f"its states and results: {reason(error)}"
+            why = silent(ring.rank, before.peer, "its states and results", error)
             self.fail(why)
             self._inbox.put((Word(Kind.FAILED, text=cut(why)), None))
 

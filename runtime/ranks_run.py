@@ -19,12 +19,10 @@ from torch import Tensor
 
 from sidestep.kernels.core import PararealSchedule
 from sidestep.runtime.engine_chains import Chains
-from sidestep.runtime.engine_parareal import Boundary, Image, Parareal, Start
-from sidestep.runtime.engine_request import Request
+from sidestep.runtime.engine_parareal import Boundary, Image, Start
 from sidestep.runtime.engine_rows import Live, Row
 from sidestep.runtime.engine_state import EngineState
 from sidestep.runtime.engine_step import take_step
-from sidestep.runtime.methods.srds import SRDS
 from sidestep.runtime.ranks_calls import Calls, Lines, Team, finish_image, stop_word
 from sidestep.runtime.ranks_links import Kind, Word
 from sidestep.runtime.ranks_ring import Item, Ring, Traffic
@@ -65,18 +63,6 @@ class SharedSchedule(PararealSchedule):
                     self.coarse(i, p)
         chain: tuple[int, int, int, int] = self.chain(block + 1, iterate)
         return chain
-
-
-def live_of(request: Request, device: torch.device) -> tuple[Live, Parareal]:
-    """The request as the engine has it, with a schedule that others have a part in.
-
-    Raises:
-        ValueError: It cannot be run so.
-    """
-    live = Live(request, device)
-    assert isinstance(request.method, SRDS)
-    live.parallel = Parareal(request.method, request.plan, live.count, device, SharedSchedule)
-    return live, live.parallel
 
 
 class BlockRun:
@@ -141,11 +127,8 @@ class BlockRun:
     def start(self) -> None:
         """The first block begins, where it is."""
         if self._ring.place == 0:
-            x = self._live.request.x.detach().to(self._state.device, torch.float32).flatten(1)
-            states = torch.zeros(len(x), self._live.request.plan.registers, x.shape[1]).to(x)
-            states[:, 0] = x
-            for image, state in zip(self._parallel.images, states, strict=True):
-                self._begin(Start(image, self._parallel.first, state))
+            for row in self._live.rows:
+                self._begin(row)
 
     def take_in(self, items: Iterable[Item]) -> None:
         """What the other ranks have said.
@@ -177,7 +160,7 @@ class BlockRun:
             self._note(image, word.block, word.iterate, residuals)
         if chain.block < self._parallel.blocks:
             self._carried[image.index, chain.block, chain.iterate] = residuals
-        self._begin(Start(image, chain, state))
+        self._begin(self._live.follow(Start(image, chain, state)))
 
     def _note(
         self,
@@ -190,8 +173,7 @@ class BlockRun:
         for i in range(max(1, iterate), block + 1):
             image.residuals[i, iterate] = residuals[i - 1]
 
-    def _begin(self, start: Start) -> None:
-        row = self._live.follow(start)
+    def _begin(self, row: Row) -> None:
         heapq.heappush(self._waiting, (_urgency(row), row))
 
     def _drop(self) -> None:
@@ -208,11 +190,7 @@ class BlockRun:
             _, row = heapq.heappop(self._waiting)
             row.slot = self._free.pop()
             admitted.append(row)
-        starts = [row.start for row in admitted if row.start is not None]
-        if starts:
-            self._state.load([row.slot for row in admitted], torch.stack(starts))
-        for row in admitted:
-            row.start = None
+        self._state.begin(admitted)
         self._rows += admitted
 
     def _tick(self) -> None:
@@ -254,7 +232,7 @@ class BlockRun:
         """A boundary has been formed here: the next block starts from it, wherever it is."""
         image, block, iterate = start.image, start.chain.block - 1, start.chain.iterate
         if self._ring.size == 1:
-            self._begin(start)
+            self._begin(self._live.follow(start))
             return
         residuals = self._carried.pop((image.index, block, iterate), None)
         if residuals is None:  # the first boundary of its iterate, or of all

@@ -38,6 +38,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import index
+from typing import SupportsIndex
 
 import numpy as np
 
@@ -68,8 +70,9 @@ class SRDS:
             with a model whose result does not depend on the size of the batch.
         coarse: The coarse solver, a name in `COARSE`.
         width: Most evaluations in a model call for each image that is made, where sidestep makes
-            the calls (`sidestep.enable`); None for all that are ready, one for each block and one
-            more. The result does not depend on it.
+            the calls (`sidestep.enable`, and each of the `Ranks`); None for all that are ready, one
+            for each block and one more. The result does not depend on it. An `Engine` has its
+            capacity.
 
     Raises:
         ValueError: A setting is out of range.
@@ -149,9 +152,10 @@ def _whole(name: str, value: object, least: int = 1) -> int | None:
     Raises:
         ValueError: It is none, or too small.
     """
-    number = getattr(value, "__index__", None)
-    if value is None or (number is not None and not isinstance(value, bool) and number() >= least):
-        return None if number is None else int(number())
+    if value is None:
+        return None
+    if isinstance(value, SupportsIndex) and not isinstance(value, bool) and index(value) >= least:
+        return index(value)
     raise ValueError(f"SRDS: {name} is {value!r}, expected a whole number of {least} or more")
 
 

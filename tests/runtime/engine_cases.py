@@ -50,7 +50,7 @@ def run(engine: Engine, call: Callable[[Batch], Tensor] = model) -> dict[int, Re
 
 def solo(request: Request, **settings: Any) -> Result:
     """The same request in an engine of its own."""
-    engine = Engine(request.x.shape[1:], capacity=len(request.x), **settings)
+    engine = Engine(request.x.shape[1:], **{"capacity": len(request.x)} | settings)
     engine.submit(request)
     (result,) = run(engine).values()
     return result

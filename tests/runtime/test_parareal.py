@@ -10,7 +10,8 @@ import torch
 from engine_cases import SOLVERS, latents, plan_of
 from torch import Tensor
 
-from sidestep.runtime.methods.coarse import COARSE, SPREAD, Hold, Krylov, output_slopes
+from sidestep.runtime.methods.coarse import COARSE, Hold, Krylov, output_slopes
+from sidestep.runtime.methods.criteria.carried_error import SPREAD
 from sidestep.runtime.methods.srds import SRDS, formation_ticks
 from sidestep.runtime.parareal import parareal
 from sidestep.runtime.plan import Plan
@@ -82,7 +83,7 @@ def test_a_linear_equation_follows_the_recurrence_of_parareal(decay: float, leng
     errors[0] = [g**n - f**n for n in range(blocks + 1)]
     for k in range(1, blocks + 1):
         for n in range(1, blocks + 1):
-            errors[k, n] = (g - f) * -1 * errors[k - 1, n - 1] + g * errors[k, n - 1]
+            errors[k, n] = (f - g) * errors[k - 1, n - 1] + g * errors[k, n - 1]
     for k, iterate in enumerate(iterates):
         for n, state in enumerate(iterate):
             assert math.isclose(

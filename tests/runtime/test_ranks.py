@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import ranks_jobs
 import torch
-from engine_cases import run
+from engine_cases import run, solo
 from ranks_jobs import CASES, NAN_AT, broken, not_a_number, request_of
 
 from sidestep.kernels.core import parareal_cost
@@ -69,10 +69,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def in_one(request: Request) -> Result:
     """The same in one process."""
-    engine = Engine(request.x.shape[1:], capacity=128, buckets=range(1, 257))
-    engine.submit(request)
-    (result,) = run(engine).values()
-    return result
+    return solo(request, capacity=128, buckets=range(1, 257))
 
 
 def assert_as_in_one(told: Told, case: str) -> None:

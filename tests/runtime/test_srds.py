@@ -24,6 +24,7 @@ from torch import Tensor
 
 from sidestep.kernels.core import parareal_cost
 from sidestep.runtime.engine import Batch, Engine, Request, Result
+from sidestep.runtime.engine_parareal import Parareal
 from sidestep.runtime.methods.adaptive import Adaptive
 from sidestep.runtime.methods.srds import SRDS, Stop, formation_ticks
 from sidestep.runtime.parareal import parareal
@@ -37,10 +38,7 @@ def request_of(solver: str, steps: int, method: Any, n: int = 1, seed: int = 3) 
 
 
 def parallel(request: Request, rows: int = 64, **settings: Any) -> Result:
-    engine = Engine(SHAPE, capacity=rows, buckets=range(1, 2 * rows + 1), **settings)
-    engine.submit(request)
-    (result,) = run(engine).values()
-    return result
+    return solo(request, capacity=rows, buckets=range(1, 2 * rows + 1), **settings)
 
 
 @pytest.mark.parametrize("coarse", ["krylov", "hold"])
@@ -95,6 +93,26 @@ def test_calls_are_those_of_the_formula(steps: int, blocks: int, most: int) -> N
     assert total == evaluations == parareal_cost(request.method.bounds(steps), most)
     if length > 1:  # else an iterate repeats the one before, bit for bit
         assert len(seen) == evaluations  # no state at a time is evaluated twice
+
+
+def test_every_iteration_makes_one_block_more_exact_bit_for_bit(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    request = request_of("dpmsolver++2m", 17, SRDS(blocks=(0, 3, 4, 8, 12, 17), tolerance=0))
+    formed: dict[tuple[int, int], Tensor] = {}
+    form = Parareal._form
+
+    def forming(self: Parareal, turn: Any) -> None:
+        form(self, turn)
+        for image, (block, iterate, *_) in turn:
+            formed[block, iterate] = image.boundaries[block][0].clone()
+
+    monkeypatch.setattr(Parareal, "_form", forming)
+    parallel(request)
+    for block, bound in enumerate((3, 4, 8, 12, 17), start=1):
+        serial = loop(replace(request, plan=request.plan[:bound]))
+        assert torch.equal(formed[block, block], serial.flatten())
+    assert not torch.equal(formed[5, 4], formed[5, 5])  # nor before its turn
 
 
 @pytest.mark.parametrize("bounds", [(0, 1, 5, 6, 11), (0, 4, 5, 11), (0, 2, 3, 7, 8, 11)])
@@ -202,6 +220,29 @@ def test_the_estimate_bounds_the_error_of_19_samples_of_20() -> None:
             count += 1
     assert honest >= 0.95 * count
     assert above <= 0.02 * count
+
+
+def test_an_end_that_does_not_move_does_not_stop_what_moves_before_it() -> None:
+    """A model whose last step leads to the same picture wherever it comes from."""
+    method = SRDS(blocks=(0, 4, 8, 12, 16, 20, 23, 24), tolerance=1e-3)
+    request = request_of("ddim", 24, method, seed=8)
+    (kept, added), *_ = request.plan.matrices[23].tolist()
+
+    def forgetful(batch: Batch) -> Tensor:
+        output = model(batch)
+        for i, (x, step) in enumerate(zip(batch.x, batch.steps, strict=True)):
+            if step == 23:
+                output[i] = (0.3 - kept * x) / added
+        return output
+
+    ends: list[Tensor] = []
+    listening = replace(request, on_step=lambda p, x, rows: ends.append(x.clone()))
+    engine = Engine(SHAPE, capacity=16, buckets=range(1, 33))
+    engine.submit(listening)
+    (result,) = run(engine, forgetful).values()
+    assert all(torch.allclose(end, torch.full_like(end, 0.3), atol=1e-5) for end in ends)
+    assert result.summary.iterations == parallel(request).summary.iterations  # as if it moved
+    assert result.summary.iterations[0] > 1
 
 
 def test_a_model_that_depends_on_the_size_of_its_batch_is_no_reason_to_go_on() -> None:

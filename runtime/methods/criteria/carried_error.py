@@ -31,7 +31,7 @@ from sidestep.runtime.methods.criterion import Course
 from sidestep.runtime.predictions import find_prediction
 
 SPREAD = 0.25
-"""s. The finer structure of the data, which is decided late; its coarse structure has 1."""
+"""s: of the finer structure of the data, which is decided late; its coarse structure has 1."""
 
 LATE, LATE_WEIGHT = 0.4, 1.6
 """From this lambda on S_k is so much larger."""

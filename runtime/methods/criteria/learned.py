@@ -12,9 +12,10 @@ place, u*, f was fitted to
     ln (rms(u* - u) / rms(u_b))
 
 In 220 recorded trajectories the error of the finished picture grew with the power 1.3 of the sum of
-such errors: rows that are harder to foretell are more sensitive as well, hence the power.  W_k is
-1.7 early on, where a picture can still become another one, and 1 afterwards.  Both were chosen by
-trial on the bundled model, on every fourth prompt of `compositions.txt` from its third on.
+such errors (no command repeats that fit): rows that are harder to foretell are more sensitive as
+well, hence the power.  W_k is 1.7 early on, where a picture can still become another one, and 1
+afterwards.  Both were chosen by trial on the bundled model, on every fourth prompt of
+`compositions.txt` from its third on.
 ``sidestep train adaptive`` records trajectories and fits f.
 """
 
