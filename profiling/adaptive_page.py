@@ -3,7 +3,7 @@
 With the oracle also adaptive-first.png.
 
     python profiling/adaptive_page.py            # all of it; goes on where it was interrupted
-    python profiling/adaptive_page.py --quick    # 16 prompts and the main policies, 15 minutes
+    python profiling/adaptive_page.py --quick    # 16 prompts and the main policies
     python profiling/adaptive_page.py --reuse    # only the page and chart, from the JSON
 
 Two processes of one thread each share the schedulers and steps; each keeps its results in
@@ -13,15 +13,15 @@ build/adaptive, or build/adaptive-quick. 250 steps are measured for DDIM and few
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from parts import measure
+
 from sidestep.bench import adaptive_report as report
-from sidestep.bench.adaptive import SOLVERS, write
+from sidestep.bench.adaptive import SOLVERS
+from sidestep.bench.documents import write
 
 RESULTS = Path(__file__).resolve().parent.parent / "docs" / "results"
 QUICKLY = "--quick" in sys.argv
@@ -42,23 +42,10 @@ JOBS = [
 FULL = "| policy | setting | calls | fewer calls | PSNR | 10th percentile | SSIM | wall-clock |"
 
 
-def measure(options: list[str]) -> Path:
-    """One run of the command line; returns its document."""
-    picture = PARTS / f"{options[1]}-{options[3]}.png"
-    command = [sys.executable, "-m", "sidestep", *COMMAND, *options]
-    command += ["--prompts", "16", "--policies", QUICK] if QUICKLY else []
-    command += ["--out", str(picture)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    subprocess.run(command, stdout=subprocess.DEVNULL, check=True, env=environment)
-    return picture.with_suffix(".json")
-
-
-def merged(files: list[Path]) -> dict[str, Any]:
-    """One document of several that differ in what they measured only."""
-    first, *others = (json.loads(file.read_text()) for file in files)
-    for other in others:
-        first["results"] += other["results"]
-    return first
+def part(options: list[str]) -> tuple[Path, list[str]]:
+    """The picture and the command line of one scheduler and number of steps."""
+    quickly = ["--prompts", "16", "--policies", QUICK] if QUICKLY else []
+    return PARTS / f"{options[1]}-{options[3]}.png", [*COMMAND, *options, *quickly]
 
 
 def equal(document: dict[str, Any], solver: str, steps: int, images: int | None) -> list[str]:
@@ -136,10 +123,8 @@ def main() -> None:
     """Measures unless told to reuse, and writes the files."""
     saved = RESULTS / "adaptive.json"
     if "--reuse" not in sys.argv[1:]:
-        PARTS.mkdir(parents=True, exist_ok=True)
-        with ThreadPoolExecutor(2) as pool:
-            jobs = JOBS[:-1] if QUICKLY else JOBS
-            write(merged(list(pool.map(measure, jobs))), saved)
+        jobs = JOBS[:-1] if QUICKLY else JOBS
+        write(measure(dict(map(part, jobs))), saved)
     document = json.loads(saved.read_text())
     report.draw(document, RESULTS / "adaptive.png")
     (RESULTS / "adaptive.md").write_text(page(document))

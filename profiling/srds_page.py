@@ -11,15 +11,14 @@ results in build/srds, or build/srds-quick.
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from parts import measure
+
 from sidestep.bench import srds_report as report
-from sidestep.bench.adaptive import write
+from sidestep.bench.documents import write
 from sidestep.bench.srds import SETS, STEPS, Settings, srds_settings
 from sidestep.bench.srds_picard import PUBLISHED
 from sidestep.bench.srds_results import GOOD, ROUNDING
@@ -33,9 +32,9 @@ COUNTS = (25, 100) if QUICKLY else STEPS
 LONG = 400
 """Steps from which on the plain coarse solver is left out and ParaDiGMS runs on few prompts."""
 
-
 LOOSE = 100
-"""Steps from which on ParaDiGMS does well with a tolerance above the published one."""
+"""Steps from which on ParaDiGMS is compared with a tolerance above the published one too, and below
+which with one under it."""
 
 
 def options(steps: int) -> list[str]:
@@ -48,23 +47,10 @@ def options(steps: int) -> list[str]:
     return command if steps < LONG else [*command, "--paradigms", "4"]
 
 
-def measure(job: tuple[int, str]) -> Path:
-    """One run of the command line; returns its document."""
-    steps, name = job
-    picture = PARTS / f"{name}-{steps}.png"
-    command = [sys.executable, "-m", "sidestep", *options(steps), "--iterates", "0"]
-    command += ["--steps", str(steps), "--set", name, "--out", str(picture)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    subprocess.run(command, stdout=subprocess.DEVNULL, check=True, env=environment)
-    return picture.with_suffix(".json")
-
-
-def merged(files: list[Path]) -> dict[str, Any]:
-    """One document of several that differ in what they measured only."""
-    first, *others = (json.loads(file.read_text()) for file in files)
-    for other in others:
-        first["results"] += other["results"]
-    return first
+def part(steps: int, name: str) -> tuple[Path, list[str]]:
+    """The picture and the command line of one number of steps and prompt set."""
+    command = [*options(steps), "--iterates", "0", "--steps", str(steps), "--set", name]
+    return PARTS / f"{name}-{steps}.png", command
 
 
 def tables(document: dict[str, Any]) -> list[str]:
@@ -99,15 +85,17 @@ def page(document: dict[str, Any]) -> str:
         "the prompts of N by the ticks of each: what the sampler would gain on hardware on which "
         "a call for all blocks takes as long as a call for one. `calls` are all evaluations, "
         "those made ahead of time for iterations that were not needed included. PSNR is to the "
-        f"serial picture; above {GOOD:g} dB nobody sees a difference. `honest`: the share of "
+        f"serial picture; at {GOOD:g} dB the root mean square difference is "
+        f"{10 ** (-GOOD / 20):.0%} of the range of a pixel. `honest`: the share of "
         f"prompts whose estimated error bounds the true one in the latents (or {ROUNDING:g}, the "
         "rounding of other batch sizes). `wall-clock` is serial / parallel on one CPU process, "
-        "which has no parallel width to give: it shows the cost of the evaluations.",
+        "which has no parallel width to give: it shows the cost of the evaluations, and is as "
+        "noisy as the machine was busy.",
         "",
         "ParaDiGMS (Shih et al. 2023), Picard iteration over a sliding window as wide as SRDS has "
-        f"blocks, with its published tolerance of {PUBLISHED:g} and, as quality asks or allows, a "
-        "stricter or a looser one, each image with a window of its own; on the prompts said, "
-        "evenly spaced.",
+        f"blocks, with its published tolerance of {PUBLISHED:g} and a stricter one, from {LOOSE} "
+        "steps on a looser one, each image with a window of its own; on the prompts said, evenly "
+        "spaced.",
         "",
         "![N / ticks against N](srds.png)",
         "",
@@ -140,10 +128,8 @@ def main() -> None:
     saved = RESULTS / "srds.json"
     reuse = "--reuse" in sys.argv[1:]
     if not reuse:
-        PARTS.mkdir(parents=True, exist_ok=True)
-        jobs = [(steps, name) for steps in sorted(COUNTS, reverse=True) for name in SETS]
-        with ThreadPoolExecutor(2) as pool:
-            write(merged(list(pool.map(measure, jobs))), saved)
+        jobs = [part(steps, name) for steps in sorted(COUNTS, reverse=True) for name in SETS]
+        write(measure(dict(jobs)), saved)
     document = json.loads(saved.read_text())
     picture = RESULTS / "srds.png"
     shown = 0 if reuse and picture.with_name("srds-iterates.png").exists() else 3

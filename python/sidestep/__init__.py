@@ -8,7 +8,9 @@
 Where things are decided: a prompt enters in the user's own pipeline (or `sidestep.sampling` for
 the command line); the model is called in `sidestep.runtime.stepwise`; a step is computed by
 `sidestep.kernels.solver_step` from a `Plan`; what is skipped is decided in
-`sidestep.runtime.methods`.
+`sidestep.runtime.methods.criteria`. Which steps run side by side is decided in
+`csrc/core/parareal.cpp`, when SRDS stops in `sidestep.runtime.methods.srds`, and whether it pays on
+a device in `sidestep.runtime.planner`, from what `sidestep.planning` measures.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Measures a pipeline on its device, and says what SRDS would gain there.
 
-The pipeline is called once or twice with a driver that writes down its model calls and makes none
+The pipeline is called twice with a driver that writes down its model calls and makes none
 but the first (`sidestep.adapters.trajectory`).  These calls are then made again for 1, 2, 4, ...
 evaluations at different times, with the pipeline's own conditioning, as SRDS would make them; and
 the engine runs with a model that costs nothing, for its own share.  What follows from that is
@@ -34,7 +34,9 @@ MESSAGE = 5e-4
 """Seconds that a tick takes longer with several ranks: one latent from process to process on one
 machine. Assumed, not measured: a process that plans has nobody to send to."""
 
-_LINES = 32  # of a model call for each image, at most
+LINES = 32
+"""Lines of the largest measured model call for each image, where no other number is given."""
+
 _FEWEST_STEPS = 4  # of a recording, which needs calls after the first
 _BETWEEN = 2  # calls of each size between the runs of a check
 
@@ -93,7 +95,7 @@ def auto(pipe: Any, steps: int, images: int = 1, **arguments: Any) -> SRDS | Non
 
 
 def decide(
-    pipe: Any, steps: int, images: int = 1, tolerance: float = 0.05, **arguments: Any
+    pipe: Any, steps: int, images: int = 1, tolerance: float = SRDS.tolerance, **arguments: Any
 ) -> tuple[SRDS | None, str]:
     """As `auto`, and the reason in a sentence."""
     decision = measure(pipe, steps, images, **arguments).plan(steps)
@@ -130,7 +132,7 @@ def measure(
     """
     trajectory, each = record(pipe, max(steps, _FEWEST_STEPS), images, arguments)
     branches = len(trajectory.library.branches)
-    lines = max_batch or _LINES * len(trajectory.start)
+    lines = max_batch or LINES * len(trajectory.start)
     sizes = sizes_of(trajectory, branches, lines // branches, repeats, budget)
     times = time_sizes(trajectory, branches, sizes, repeats, on_call)
     tick, evaluation = engine_share(trajectory, branches)
@@ -177,7 +179,7 @@ def check(
     measured: Measured,
     candidate: Candidate,
     *,
-    tolerance: float = 0.05,
+    tolerance: float = SRDS.tolerance,
     rounds: int = 2,
     **arguments: Any,
 ) -> Check:

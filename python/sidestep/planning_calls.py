@@ -142,6 +142,7 @@ def time_sizes(
 
 
 def latency_of(times: Mapping[float, Sequence[float]]) -> Latency:
+    """The medians of what `time_sizes` gave."""
     return Latency(tuple((size, statistics.median(found)) for size, found in times.items()))
 
 
@@ -204,6 +205,7 @@ def engine_share(trajectory: Trajectory, branches: int) -> tuple[float, float]:
 
 
 def clock(call: Callable[[], object]) -> float:
+    """Seconds of a call, to the end of what it has given a GPU to do."""
     start = time.perf_counter()
     call()
     _wait()

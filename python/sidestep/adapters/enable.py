@@ -36,7 +36,8 @@ def enable(
         print(handle.summary())
 
     Args:
-        pipe: A pipeline with a ``unet`` or ``transformer`` and a deterministic ``scheduler``.
+        pipe: A pipeline with a ``unet`` or ``transformer`` and a ``scheduler`` that suits the
+            method (docs/pipelines.md).
         method: Its settings. None is the default `Adaptive` for the stepwise driver, and every
             model call for the other one.
         driver: ``"stepwise"``, the pipeline's own loop; or ``"whole"``, the whole trajectory in the

@@ -9,7 +9,6 @@ The JSON document is written after every policy, and a run that finds one contin
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -23,12 +22,11 @@ from sidestep.bench import adaptive_peers as peers
 from sidestep.bench.adaptive_grid import Policy, families, on_subset, policies
 from sidestep.bench.adaptive_oracle import TOGETHER, Simulator, search
 from sidestep.bench.adaptive_policies import Schedules
+from sidestep.bench.documents import open_document, write
 from sidestep.errors import UserError
 from sidestep.metrics import mean_psnr, percentile, psnr, ssim
 from sidestep.models import load_pipeline, load_prompts, spaced
-from sidestep.report.environment import environment
 from sidestep.report.progress import progress
-from sidestep.runtime.files import write_whole
 from sidestep.runtime.plan import Plan
 from sidestep.sampling import Job, Run, run_jobs
 
@@ -121,18 +119,7 @@ def _document(settings: Settings, state: Path) -> dict[str, Any]:
         "guidance": settings.guidance, "seed": settings.seed, "batch": settings.batch,
         "subset": settings.subset,
     }  # fmt: skip
-    if not state.exists():
-        return {**common, "environment": environment(), "results": []}
-    try:
-        document = json.loads(state.read_text())
-    except ValueError as error:
-        raise UserError(f"--out: {state} is no JSON document to continue: {error}") from error
-    for key, value in common.items():
-        if document.get(key) != value:
-            raise UserError(
-                f"--out: {state} was made with another {key}, expected the same, or another --out"
-            )
-    return {**document, "environment": environment()}
+    return open_document(common, state)
 
 
 class Bench:
@@ -276,14 +263,6 @@ class Bench:
         others = [r for r in self.document["results"] if _key(r)[:4] != _key(result)[:4]]
         self.document["results"] = [*others, result]
         write(self.document, self.state)
-
-
-def write(document: dict[str, Any], path: Path) -> None:
-    """Writes the document, one result a line, whole or not at all."""
-    head = {key: value for key, value in document.items() if key != "results"}
-    results = ",\n".join(json.dumps(result) for result in document["results"])
-    text = f'{json.dumps(head, indent=1)[:-2]},\n "results": [\n{results}\n]}}\n'
-    write_whole(path, text.encode())
 
 
 def _id(solver: str, steps: int, policy: Policy) -> tuple[Any, ...]:

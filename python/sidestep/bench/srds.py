@@ -10,7 +10,6 @@ The JSON document is written after every batch of prompts, and a run that finds 
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -22,7 +21,8 @@ import torch
 
 from sidestep.adapters.catalogue import make_scheduler
 from sidestep.adapters.denoiser import decode, first_noise
-from sidestep.bench.adaptive import CLASSES, write
+from sidestep.bench.adaptive import CLASSES
+from sidestep.bench.documents import open_document, write
 from sidestep.bench.srds_picard import (
     PUBLISHED,
     STRICT,
@@ -34,7 +34,6 @@ from sidestep.bench.srds_picard import (
 from sidestep.bench.srds_results import Entry, Made, enter, key_of, label_of, new_entry
 from sidestep.errors import UserError
 from sidestep.models import load_pipeline, load_prompts, spaced
-from sidestep.report.environment import environment
 from sidestep.report.progress import progress
 from sidestep.runtime.methods.coarse import COARSE
 from sidestep.runtime.methods.srds import SRDS
@@ -140,18 +139,7 @@ def _document(settings: Settings, state: Path) -> dict[str, Any]:
         "seed": settings.seed, "batch": settings.batch, "blocks": settings.srds.blocks,
         "tolerance": settings.srds.tolerance,
     }  # fmt: skip
-    if not state.exists():
-        return {**common, "environment": environment(), "results": []}
-    try:
-        document = json.loads(state.read_text())
-    except ValueError as error:
-        raise UserError(f"--out: {state} is no JSON document to continue: {error}") from error
-    for key, value in common.items():
-        if document.get(key) != value:
-            raise UserError(
-                f"--out: {state} was made with another {key}, expected the same, or another --out"
-            )
-    return {**document, "environment": environment()}
+    return open_document(common, state)
 
 
 class Bench:

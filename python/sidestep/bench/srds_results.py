@@ -17,7 +17,7 @@ from sidestep.sampling import Run
 Entry = dict[str, Any]
 
 GOOD = 40.0
-"""PSNR to the serial picture, in dB, above which nobody sees a difference."""
+"""PSNR to the serial picture, in dB, that counts as the same: root mean square 1% of the range."""
 
 ROUNDING = 1e-4
 """Root mean square by which latents differ that were made in batches of other sizes."""

@@ -13,6 +13,8 @@ from sidestep.report.environment import environment
 
 app = typer.Typer(no_args_is_help=True, help="Measurements side by side with peers, in one run.")
 
+Fresh = Annotated[bool, typer.Option(help="Measure again what --out already has.")]
+
 
 @app.command("step")
 def step(
@@ -94,7 +96,7 @@ def adaptive(
     oracle_trials: Annotated[
         int, typer.Option(help="Oracle: true runs for each prompt and number of calls.")
     ] = 16,
-    fresh: Annotated[bool, typer.Option(help="Measure again what --out already has.")] = False,
+    fresh: Fresh = False,
     out: common.Out = Path("sidestep-adaptive.png"),
     as_json: common.Json = False,
 ) -> None:
@@ -177,7 +179,7 @@ def srds(
     seed: common.Seed = 0,
     batch: Annotated[int, typer.Option(help="Prompts a batch.")] = 4,
     iterates: Annotated[int, typer.Option(help="Prompts whose iterates are drawn.")] = 3,
-    fresh: Annotated[bool, typer.Option(help="Measure again what --out already has.")] = False,
+    fresh: Fresh = False,
     out: common.Out = Path("sidestep-srds.png"),
     as_json: common.Json = False,
 ) -> None:

@@ -145,7 +145,6 @@ def _print_table(results: list[dict[str, Any]]) -> None:
             f"{r['speedup']:.2f}x", *quality,
         )  # fmt: skip
     Console().print(table)
-
     for r in results:
         if r["iterations"] is not None:
             print(

@@ -96,10 +96,10 @@ Decisions = dict[tuple[int, int], "Decision"]
 def _measure(
     pipe: Any, steps: int, images: int, max_batch: int | None, budget: float, guidance: float
 ) -> Measured:
-    from sidestep.planning import measure
+    from sidestep.planning import LINES, measure
     from sidestep.report.progress import progress
 
-    sizes = (max_batch or 32 * images).bit_length()
+    sizes = (max_batch or LINES * images).bit_length()
     with progress(_REPEATS * sizes, "model calls") as advance:
         return measure(
             pipe, steps, images, max_batch=max_batch, budget=budget, repeats=_REPEATS,

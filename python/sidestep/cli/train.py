@@ -100,7 +100,7 @@ def emoji_dit(
     threads: Threads = 0,
     as_json: common.Json = False,
 ) -> None:
-    """Trains the bundled diffusion transformer on the pictures and latents of `emoji-sd`.
+    """Trains a small diffusion transformer on the pictures and latents of `emoji-sd`.
 
     Needs `npm pack emoji-datasource-google@16.0.0`, unpacked with tar in the --data folder.
     """

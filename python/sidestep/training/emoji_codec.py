@@ -36,6 +36,7 @@ from sidestep.training.emoji_folder import (
     read_lines,
     save_pipeline,
 )
+from sidestep.training.emoji_run import FolderTraining
 from sidestep.training.optimise import Progress, check_settings, optimise, seed_all
 
 VOCABULARY = 2048
@@ -45,32 +46,15 @@ RANGE_WEIGHT = 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
-class CodecTraining:
-    """Settings of one run.
+class CodecTraining(FolderTraining):
+    """Settings of one run: those of `FolderTraining`; the rate falls as a cosine to 0.
 
-    Attributes:
-        out: Folder to write; it must not exist, or be a pipeline folder, which is replaced.
-        data: Folder below which the npm packages were unpacked.
-        init: Pipeline folder whose configs give the shapes; None for the bundled model.
-        minutes: Length of the run by the clock; or
-        iterations: Length of the run in steps.
-        batch: Pictures a step.
-        lr: Peak learning rate; cosine to 0 over the whole run.
-        ema: Decay of the averaged weights, which are what is saved.
-        seed: Of the weights, the batches and the noise.
-        threads: CPU threads; 0 leaves torch's own setting.
+    Of `init` only the configs count, which give the shapes.
     """
 
-    out: str | Path
-    data: str | Path
-    init: str | Path | None = None
-    minutes: float | None = None
-    iterations: int | None = None
     batch: int = 64
     lr: float = 2e-3
     ema: float = 0.99
-    seed: int = 0
-    threads: int = 0
 
     def __post_init__(self) -> None:
         check_settings(self, positive=("batch", "lr"), at_least_zero=("seed", "threads"))

@@ -1,4 +1,4 @@
-"""Trains the bundled diffusion transformer: a PixArt pipeline small enough for one CPU core.
+"""Trains a diffusion transformer: a PixArt pipeline small enough for one CPU core.
 
 The transformer (`PixArtTransformer2DModel`, constant width) learns the noise of `emoji_sd`, on the
 same pictures, latents x_0 and noise levels; VAE, text encoder, tokenizer and scheduler are those of
@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,6 @@ from torch import Tensor, nn
 from sidestep.errors import UserError
 from sidestep.training.average import Average
 from sidestep.training.checkpoint import Checkpoint, read_checkpoint
-from sidestep.training.emoji_data import PACKAGE, VERSION, HeldOut, load_emoji
 from sidestep.training.emoji_folder import (
     Encoded,
     check_folders,
@@ -39,11 +38,16 @@ from sidestep.training.emoji_folder import (
     load_alphas,
     load_text_encoder,
     pipeline_index,
-    read_lines,
     save_pipeline,
 )
-from sidestep.training.emoji_mix import Mix, build_examples
-from sidestep.training.emoji_sd import SHARES, TrainingResult
+from sidestep.training.emoji_run import (
+    SHARES,
+    DenoiserTraining,
+    TrainingResult,
+    data_card,
+    load_examples,
+    progress_card,
+)
 from sidestep.training.optimise import (
     LENGTHS,
     Progress,
@@ -52,6 +56,7 @@ from sidestep.training.optimise import (
     constant,
     cooling,
     optimise,
+    run_saving,
     seed_all,
 )
 
@@ -62,36 +67,20 @@ SHAPE = ("layers", "heads", "head_size", "patch", "batch", "coloured", "collages
 
 
 @dataclass(frozen=True, kw_only=True)
-class TransformerTraining:
-    """Settings of one training run.
+class TransformerTraining(DenoiserTraining):
+    """Settings of one training run: those of `DenoiserTraining`, and its shape.
+
+    `iterations` is the end of the run in steps, those of the run that it goes on from included.
 
     Attributes:
-        out: Folder to write; it must not exist, or be a pipeline folder, which is replaced.
-        data: Folder in which the npm package was unpacked.
-        init: Pipeline folder with VAE, text encoder, tokenizer, scheduler and prompt files; None
-            for the bundled `emoji-sd`.
-        minutes: Length of the run by the clock; or
-        iterations: Its end in steps, those of the run that it goes on from included; or
-        cool_down: Steps from the checkpoint on, in which the learning rate falls to 0.
+        cool_down: In place of `minutes` or `iterations`: steps from the checkpoint on, in which
+            the learning rate falls to 0.
         resume: Go on from `OUT.checkpoint` where there is one.
         layers: Transformer blocks.
         heads: Attention heads of `head_size` channels each; together they are the width.
         patch: Side of the latent patch that is one token.
-        batch: Pictures a step.
-        lr: Learning rate.
-        coloured: How many recoloured pictures are prepared.
-        collages: How many collages are prepared.
-        ema: Greatest decay of the averaged weights, which are what is saved.
-        checkpoint_minutes: How often the checkpoint and `out` are brought up to date.
-        seed: Of the pictures, the initial weights and the noise.
-        threads: CPU threads; 0 leaves torch's own setting.
     """
 
-    out: str | Path
-    data: str | Path
-    init: str | Path | None = None
-    minutes: float | None = None
-    iterations: int | None = None
     cool_down: int | None = None
     resume: bool = False
     layers: int = 14
@@ -100,12 +89,8 @@ class TransformerTraining:
     patch: int = 2
     batch: int = 32
     lr: float = 8e-4
-    coloured: int = 5000
-    collages: int = 5000
     ema: float = 0.9995
     checkpoint_minutes: float = 5.0
-    seed: int = 0
-    threads: int = 0
 
     def __post_init__(self) -> None:
         check_settings(
@@ -114,17 +99,7 @@ class TransformerTraining:
             at_least_zero=("coloured", "collages", "seed", "threads"),
             lengths=(*LENGTHS, "cool_down"),
         )
-        if not 0 <= self.ema < 1:
-            raise UserError(f"training: ema is {self.ema}, expected at least 0 and below 1")
-
-
-@dataclass(frozen=True, kw_only=True)
-class _CoolDown:
-    """What `optimise` reads of a run that cools down."""
-
-    minutes: None
-    iterations: int
-    lr: float
+        super().__post_init__()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,17 +130,8 @@ def train_transformer(
     check_folders(init, out)
     generator = torch.Generator().manual_seed(settings.seed + 1)
     checkpoint = _checkpoint(settings, out, generator)
-    emoji = load_emoji(settings.data)
     seed_all(settings.seed, settings.threads)
-    mix = Mix(
-        held_out=HeldOut(read_lines(init / "compositions.txt")),
-        focus=frozenset(read_lines(init / "captions.txt")),
-        coloured=settings.coloured,
-        collages=settings.collages,
-        seed=settings.seed,
-    )
-    examples = build_examples(emoji, mix)
-    said = list(dict.fromkeys(example.caption for example in examples))
+    examples, said = load_examples(settings, init)
     data = encode(init, examples, SHARES)
     captions = encode_captions(load_text_encoder(init), data)
     model = build_transformer(settings, data.latents.shape[1:], captions.states.shape[2])
@@ -185,12 +151,8 @@ def train_transformer(
     def loss() -> Tensor:
         return denoising_loss(model, data, captions, alphas, settings.batch, generator)
 
-    saved = time.monotonic()
-    for done in _steps(settings, start, average, loss, losses, progress, checkpoint):
-        if done < 1 and time.monotonic() - saved > 60 * settings.checkpoint_minutes:
-            save()
-            saved = time.monotonic()
-    save()
+    steps = _steps(settings, start, average, loss, losses, progress, checkpoint)
+    run_saving(steps, settings.checkpoint_minutes, save)
     seconds = time.monotonic() - start
     return TrainingResult(out=out, seconds=seconds, losses=losses, captions=said)
 
@@ -238,14 +200,13 @@ def _steps(
     checkpoint: Checkpoint,
 ) -> Iterator[float]:
     """`optimise` at a constant rate, or at the falling one of a cool-down."""
-    run: TransformerTraining | _CoolDown = settings
     schedule: Schedule = constant
     if settings.cool_down is not None:
         begin, stop = checkpoint.settings["cooling"]
-        run = _CoolDown(minutes=None, iterations=stop, lr=settings.lr)
+        settings = replace(settings, cool_down=None, iterations=stop)
         schedule = cooling(begin, stop)
     return optimise(
-        run, start, average, loss, losses, progress, schedule=schedule, checkpoint=checkpoint
+        settings, start, average, loss, losses, progress, schedule=schedule, checkpoint=checkpoint
     )
 
 
@@ -337,7 +298,6 @@ def model_card(
     settings: TransformerTraining, model: nn.Module, losses: list[float], captions: int
 ) -> str:
     """The README of the folder: what it was trained on and how, attributions included."""
-    recent = losses[-100:]
     width = settings.heads * settings.head_size
     millions = sum(parameter.numel() for parameter in model.parameters()) / 1e6
     cooled = f", then to 0 over {settings.cool_down} iterations" if settings.cool_down else ""
@@ -353,13 +313,9 @@ text encoder takes).
   ({settings.heads} heads), {settings.patch}x{settings.patch} latents a token, cross-attention to
   the text, {millions:.2f} M parameters; it predicts the noise. VAE, text encoder, tokenizer and
   scheduler are those of `{source}`.
-- Data: Noto emoji (google/noto-emoji images, Apache-2.0) from the npm package `{PACKAGE}`
-  {VERSION}, plain, moved, recoloured ({settings.coloured}) and as collages ({settings.collages}):
-  {captions} captions (`captions-all.txt`). The prompts of `compositions.txt` were held out. The VAE
-  was also shown Twemoji (graphics CC-BY 4.0).
+{data_card(settings, captions)}
 - Recipe: noise MSE weighted by min(SNR, {SNR_LIMIT:g}) / SNR, 10 % of captions dropped, AdamW
   (weight decay 0.01, rate {settings.lr:g}{cooled}), gradient norm 1, batch {settings.batch}, EMA of
   at most {settings.ema}, seed {settings.seed}, fp32.
-- So far {len(losses)} iterations; mean loss of the last {len(recent)}:
-  {sum(recent) / max(len(recent), 1):.4f}.
+{progress_card(losses)}
 """

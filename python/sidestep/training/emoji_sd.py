@@ -21,9 +21,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from sidestep.errors import UserError
 from sidestep.training.average import Average
-from sidestep.training.emoji_data import PACKAGE, VERSION, HeldOut, load_emoji
 from sidestep.training.emoji_folder import (
     Encoded,
     check_folders,
@@ -32,52 +30,32 @@ from sidestep.training.emoji_folder import (
     init_folder,
     load_alphas,
     load_models,
-    read_lines,
     save_pipeline,
 )
-from sidestep.training.emoji_mix import Mix, build_examples
-from sidestep.training.optimise import Progress, check_settings, optimise, seed_all
-
-SHARES = {"focus": 0.35, "plain": 0.15, "moved": 0.10, "coloured": 0.20, "collage": 0.20}
+from sidestep.training.emoji_run import (
+    SHARES,
+    DenoiserTraining,
+    TrainingResult,
+    data_card,
+    load_examples,
+    progress_card,
+)
+from sidestep.training.optimise import Progress, check_settings, optimise, run_saving, seed_all
 
 
 @dataclass(frozen=True, kw_only=True)
-class EmojiTraining:
-    """Settings of one training run.
+class EmojiTraining(DenoiserTraining):
+    """Settings of one training run: those of `DenoiserTraining`; the rate falls as a cosine to 0.
 
     Attributes:
-        out: Folder to write; it must not exist, or be a pipeline folder, which is replaced.
-        data: Folder in which the npm package was unpacked.
-        init: Pipeline folder with VAE, tokenizer, scheduler, configs and starting weights; None for
-            the bundled model. Its `compositions.txt` is the held-out test set, its `captions.txt`
-            the captions that are shown most.
         from_scratch: Start UNet and text encoder from random weights.
-        minutes: Length of the run by the clock, from the first line to the last step; or
-        iterations: Length of the run in steps (then the result depends on nothing but the seed).
-        batch: Pictures a step.
-        lr: Peak learning rate, reached after 50 iterations; cosine to 0 over the whole run.
-        coloured: How many recoloured pictures are prepared.
-        collages: How many collages are prepared.
-        ema: Decay of the averaged weights, which are what is saved.
-        checkpoint_minutes: How often `out` is brought up to date during the run.
-        seed: Of the pictures, the initial weights and the noise.
-        threads: CPU threads; 0 leaves torch's own setting.
     """
 
-    out: str | Path
-    data: str | Path
-    init: str | Path | None = None
     from_scratch: bool = False
-    minutes: float | None = None
-    iterations: int | None = None
     batch: int = 32
     lr: float = 4e-4
-    coloured: int = 5000
-    collages: int = 5000
     ema: float = 0.998
     checkpoint_minutes: float = 10.0
-    seed: int = 0
-    threads: int = 0
 
     def __post_init__(self) -> None:
         check_settings(
@@ -85,18 +63,7 @@ class EmojiTraining:
             positive=("batch", "lr", "checkpoint_minutes"),
             at_least_zero=("coloured", "collages", "seed", "threads"),
         )
-        if not 0 <= self.ema < 1:
-            raise UserError(f"training: ema is {self.ema}, expected at least 0 and below 1")
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainingResult:
-    """What a run did: `losses` has one value an iteration, `captions` every distinct caption."""
-
-    out: Path
-    seconds: float
-    losses: list[float]
-    captions: list[str]
+        super().__post_init__()
 
 
 def train(settings: EmojiTraining, progress: Progress | None = None) -> TrainingResult:
@@ -112,17 +79,8 @@ def train(settings: EmojiTraining, progress: Progress | None = None) -> Training
     start = time.monotonic()
     init, out = init_folder(settings.init), Path(settings.out)
     check_folders(init, out)
-    emoji = load_emoji(settings.data)
     seed_all(settings.seed, settings.threads)
-    mix = Mix(
-        held_out=HeldOut(read_lines(init / "compositions.txt")),
-        focus=frozenset(read_lines(init / "captions.txt")),
-        coloured=settings.coloured,
-        collages=settings.collages,
-        seed=settings.seed,
-    )
-    examples = build_examples(emoji, mix)
-    captions = list(dict.fromkeys(example.caption for example in examples))
+    examples, captions = load_examples(settings, init)
     unet, text = load_models(init, settings.from_scratch)
     data = encode(init, examples, SHARES)
     average = Average([*unet.parameters(), *text.parameters()], settings.ema)
@@ -133,18 +91,14 @@ def train(settings: EmojiTraining, progress: Progress | None = None) -> Training
         with average.swapped_in():
             save_pipeline(init, out, {"unet": unet, "text_encoder": text}, captions, card)
 
-    saved = time.monotonic()
     alphas = load_alphas(init)
     generator = torch.Generator().manual_seed(settings.seed + 1)
 
     def loss() -> Tensor:
         return denoising_loss(unet, text, data, alphas, settings.batch, generator)
 
-    for done in optimise(settings, start, average, loss, losses, progress):
-        if done < 1 and time.monotonic() - saved > 60 * settings.checkpoint_minutes:
-            save()
-            saved = time.monotonic()
-    save()
+    steps = optimise(settings, start, average, loss, losses, progress)
+    run_saving(steps, settings.checkpoint_minutes, save)
     seconds = time.monotonic() - start
     return TrainingResult(out=out, seconds=seconds, losses=losses, captions=captions)
 
@@ -167,7 +121,6 @@ def denoising_loss(
 
 def model_card(settings: EmojiTraining, losses: list[float], captions: int) -> str:
     """The README of the folder: what it was trained on and how, attributions included."""
-    recent = losses[-100:]
     start = "random weights" if settings.from_scratch else f"`{init_folder(settings.init).name}`"
     length = f"{settings.minutes} minutes" if settings.minutes else f"{settings.iterations} steps"
     return f"""# emoji-sd: a small, real Stable Diffusion pipeline
@@ -175,13 +128,9 @@ def model_card(settings: EmojiTraining, losses: list[float], captions: int) -> s
 Text to 64x64 emoji, written by `sidestep train emoji-sd`. Load it with
 `StableDiffusionPipeline.from_pretrained(folder, safety_checker=None)`.
 
-- Data: Noto emoji (google/noto-emoji images, Apache-2.0) from the npm package `{PACKAGE}`
-  {VERSION}, plain, moved, recoloured ({settings.coloured}) and as collages ({settings.collages}):
-  {captions} captions (`captions-all.txt`). The prompts of `compositions.txt` were held out. The VAE
-  was also shown Twemoji (graphics CC-BY 4.0).
+{data_card(settings, captions)}
 - Recipe: VAE unchanged; UNet and text encoder from {start}, epsilon MSE, 10 % of captions dropped,
   AdamW (weight decay 0.01, peak {settings.lr:g}, cosine to 0 over {length}), gradient norm 1, batch
   {settings.batch}, EMA {settings.ema}, seed {settings.seed}, fp32.
-- So far {len(losses)} iterations; mean loss of the last {len(recent)}:
-  {sum(recent) / max(len(recent), 1):.4f}.
+{progress_card(losses)}
 """

@@ -1,4 +1,4 @@
-"""The optimisation loop that every training here shares: AdamW, warm-up, cosine, average, clock."""
+"""The loop that every training here shares: AdamW, learning rate, average, clock, checkpoints."""
 
 from __future__ import annotations
 
@@ -125,3 +125,13 @@ def optimise(
         if checkpoint is not None:
             checkpoint.save(average, optimizer, losses, over=done >= 1)
         yield done
+
+
+def run_saving(steps: Iterator[float], minutes: float, save: Callable[[], None]) -> None:
+    """Runs `optimise` to its end, and calls `save` every so many minutes and at the end."""
+    saved = time.monotonic()
+    for done in steps:
+        if done < 1 and time.monotonic() - saved > 60 * minutes:
+            save()
+            saved = time.monotonic()
+    save()
