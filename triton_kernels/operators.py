@@ -102,10 +102,10 @@ def difference_gram(
         d_j            = new_j - old_j, exactly 0 where both are equal
         result[i, j]   = d_i . d_j          symmetric, the full matrix
 
-    Differences, products and the sums of up to 2048 elements are fp32, the sum of those float64. A
-    row's result does not depend, to the last bit, on the other rows or on how many there are;
-    backends differ by the order of their sums. Reads 8 V bytes per element of D. There is no
-    backward.
+    Differences, products and the sums of up to 2048 elements are fp32, the sum of those float64
+    (in the reference all but the differences). A row's result does not depend, to the last bit, on
+    the other rows or on how many there are; backends differ by the order of their sums. Reads 8 V
+    bytes per element of D. There is no backward.
 
     Args:
         new: V vectors a row, in one iterate of parareal; V in 1..7.

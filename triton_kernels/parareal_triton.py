@@ -16,14 +16,10 @@ import triton.language as tl
 from torch import Tensor
 
 from sidestep.kernels import checks
-from sidestep.kernels.errors import BackendUnavailable
+from sidestep.kernels.triton_launch import check_device, check_version
 from sidestep.kernels.workspace import scratch
 
-if tuple(int(part) for part in triton.__version__.split(".")[:2]) < (3, 4):
-    raise BackendUnavailable(
-        "parareal_correct_: the Triton backend needs Triton 3.4 (PyTorch 2.8) or newer, found "
-        f"{triton.__version__}; SIDESTEP_KERNELS=reference runs without it"
-    )
+check_version("parareal_correct_")
 
 BLOCK = 1024
 NUM_WARPS = 4  # 8 elements a thread: two 128-bit accesses
@@ -158,7 +154,7 @@ def difference_gram(
 ) -> Tensor:  # [n, V, V] fp32
     """Launches the kernel on the current stream; see `sidestep.kernels.difference_gram`."""
     n, V, D = checks.difference_gram(new, old)
-    _check_device("difference_gram", "new", new, difference_gram_kernel)
+    check_device("difference_gram", "new", new, difference_gram_kernel)
     device, blocks = new.device, triton.cdiv(D, BLOCK)
     if n == 0 or D == 0:
         return new.new_zeros((n, V, V))
@@ -190,7 +186,7 @@ def parareal_correct_(
     arguments = (boundary, fine, new, old, coefficients)
     n, R, D = checks.parareal_correct_(*arguments)
     checks.parareal_correct_overlap(*arguments)
-    _check_device("parareal_correct_", "boundary", boundary, parareal_correct_kernel)
+    check_device("parareal_correct_", "boundary", boundary, parareal_correct_kernel)
     device, blocks = boundary.device, triton.cdiv(D, BLOCK)
     if n == 0 or D == 0:
         return boundary.new_zeros((n, 2))
@@ -208,11 +204,3 @@ def parareal_correct_(
             enable_fp_fusion=False,
         )
     return residual
-
-
-def _check_device(operation: str, name: str, tensor: Tensor, kernel: object) -> None:
-    if not tensor.is_cuda and isinstance(kernel, triton.JITFunction):
-        raise BackendUnavailable(
-            f"{operation}: the Triton backend needs a CUDA tensor, {name} is on "
-            f"{tensor.device}; TRITON_INTERPRET=1 runs it on the CPU"
-        )

@@ -13,14 +13,10 @@ import triton.language as tl
 from torch import Tensor
 
 from sidestep.kernels import checks
-from sidestep.kernels.errors import BackendUnavailable
+from sidestep.kernels.triton_launch import check_device, check_version
 from sidestep.kernels.workspace import scratch
 
-if tuple(int(part) for part in triton.__version__.split(".")[:2]) < (3, 4):
-    raise BackendUnavailable(
-        "solver_step: the Triton backend needs Triton 3.4 (PyTorch 2.8) or newer, found "
-        f"{triton.__version__}; SIDESTEP_KERNELS=reference runs without it"
-    )
+check_version("solver_step")
 
 BLOCK = 1024
 NUM_WARPS = 4  # 8 elements a thread: one 128-bit access in half precision, two in fp32
@@ -195,17 +191,12 @@ def solver_step(
     arguments = (registers, outputs, weights, noise, table, step, slot, model_input, stats)
     slots, R, D, rows, K = checks.solver_step(*arguments)
     checks.solver_step_overlap(*arguments)
-    on_gpu = registers.is_cuda
-    if not on_gpu and isinstance(solver_step_kernel, triton.JITFunction):
-        raise BackendUnavailable(
-            f"solver_step: the Triton backend needs a CUDA tensor, registers is on "
-            f"{registers.device}; TRITON_INTERPRET=1 runs it on the CPU"
-        )
+    check_device("solver_step", "registers", registers, solver_step_kernel)
     device, blocks = registers.device, triton.cdiv(D, BLOCK)
     if rows == 0 or D == 0:
         stats.zero_()
         return
-    with torch.cuda.device(device) if on_gpu else contextlib.nullcontext():
+    with torch.cuda.device(device) if registers.is_cuda else contextlib.nullcontext():
         solver_step_kernel[(rows * blocks,)](
             registers,
             *(*outputs, None, None)[:3],

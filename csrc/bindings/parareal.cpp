@@ -95,10 +95,9 @@ void bind_parareal(py::module_& m) {
   py::class_<PararealSchedule>(
       m, "PararealSchedule",
       "What of an SRDS trajectory is possible when; see sidestep/parareal.h.\n\n"
-      "Blocks count from 1: block i is [bounds[i-1], bounds[i]). A chain is (block, iterate, "
-      "first\n"
-      "step, evaluations); a boundary is (block, iterate, exact, the chain that it starts or "
-      "None).")
+      "Blocks count from 1: block i is [bounds[i-1], bounds[i]).\n"
+      "A chain is (block, iterate, first step, evaluations);\n"
+      "a boundary is (block, iterate, exact, the chain that it starts or None).")
       .def(py::init(&create), py::arg("bounds"), py::arg("iterations"))
       .def("begin", &begin, "The chain that starts from the start; once.")
       .def("coarse", &coarse, py::arg("block"), py::arg("iterate"),

@@ -54,9 +54,9 @@ py::list admit(RowScheduler& self) {
   return list;
 }
 
-int64_t extend(RowScheduler& self, int64_t id, int64_t row, int64_t steps, int64_t delay) {
+int64_t extend(RowScheduler& self, int64_t id, int64_t row, int64_t steps) {
   int64_t number = -1;
-  raise(self.extend({id, row, steps, delay}, &number));
+  raise(self.extend({id, row, steps}, &number));
   return number;
 }
 
@@ -142,7 +142,7 @@ void bind_scheduler(py::module_& m) {
           "admit", &admit,
           "Gives free slots to extensions, then to waiting requests; returns their rows, each with "
           "its extension number behind it, -1 for a row of submit.")
-      .def("extend", &extend, py::arg("id"), py::arg("row"), py::arg("steps"), py::arg("delay") = 0,
+      .def("extend", &extend, py::arg("id"), py::arg("row"), py::arg("steps"),
            "Adds a row to a request that has not ended; returns its extension number.")
       .def("next", &next,
            "(ticket, rows, entries, entries without padding) of the next model call, or None; an "

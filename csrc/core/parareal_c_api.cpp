@@ -1,35 +1,22 @@
-// The C API of the dependency schedule: a handle with a lock, results copied into the caller's
-// arrays.
+// The C API of the dependency schedule.
 #include <algorithm>
-#include <mutex>
 
 #include "core/guarded.h"
+#include "core/handle.h"
 #include "core/parareal.h"
 
-struct sidestep_parareal {
-  explicit sidestep_parareal(const sidestep_parareal_options& options) : schedule(options) {}
-
-  std::mutex mutex;
-  sidestep::PararealSchedule schedule;
+struct sidestep_parareal : sidestep::Handle<sidestep::PararealSchedule> {
+  using Handle::Handle;
+  static constexpr const char* kIsNull = "parareal: the handle is null, expected a schedule";
 };
 
 namespace {
 
 using sidestep::guarded;
+using sidestep::hand_over;
+using sidestep::locked;
 using sidestep::PararealSchedule;
 using sidestep::Status;
-
-// Calls call(schedule) with the schedule locked.
-template <typename Call>
-sidestep_status locked(sidestep_parareal* handle, Call call) noexcept {
-  return guarded([&] {
-    if (handle == nullptr) {
-      return sidestep::invalid_argument("parareal: the handle is null, expected a schedule");
-    }
-    const std::lock_guard<std::mutex> lock(handle->mutex);
-    return call(handle->schedule);
-  });
-}
 
 using Report = Status (PararealSchedule::*)(int64_t, int64_t,
                                             const std::vector<sidestep_boundary>**);
@@ -39,9 +26,7 @@ sidestep_status report(sidestep_parareal* handle, Report what, int64_t block, in
   return locked(handle, [&](PararealSchedule& schedule) {
     const std::vector<sidestep_boundary>* formed = nullptr;
     const Status status = (schedule.*what)(block, iterate, &formed);
-    if (!status.ok()) return status;
-    std::copy(formed->begin(), formed->end(), boundaries);
-    *count = static_cast<int64_t>(formed->size());
+    if (status.ok()) hand_over(*formed, boundaries, count);
     return status;
   });
 }

@@ -9,7 +9,7 @@
 namespace sidestep {
 namespace {
 
-// About a second, and 512 MiB.
+// A few seconds, and 512 MiB.
 constexpr int64_t kMostEvaluations = int64_t{1} << 24;
 
 // The longest run of evaluations that depend on each other, from one to the end of all.

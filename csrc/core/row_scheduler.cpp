@@ -82,13 +82,7 @@ Status RowScheduler::extend(const sidestep_scheduler_extension& extension, int64
     return invalid_argument("scheduler: the extension has %" PRId64 " steps, expected 1 or more",
                             extension.steps);
   }
-  if (extension.delay < 0 || extension.delay > kMaxSize) {
-    return invalid_argument("scheduler: the extension's delay is %" PRId64
-                            " rows, expected 0 to %" PRId64,
-                            extension.delay, kMaxSize);
-  }
-  extensions_.push(
-      {next_extension_, extension.request, extension.row, extension.steps, come(extension.delay)});
+  extensions_.push({next_extension_, extension.request, extension.row, extension.steps, clock_++});
   ++request->remaining;
   *number = next_extension_++;
   return Status();
@@ -101,7 +95,7 @@ const std::vector<sidestep_row>& RowScheduler::admit() {
        request != nullptr && request->rows <= static_cast<int64_t>(free_.size());
        request = requests_.first_waiting()) {
     for (int64_t row = 0; row < request->rows; ++row) {
-      occupy(*request, row, request->steps).urgency = come(0);
+      occupy(*request, row, request->steps).since = clock_++;
     }
     requests_.start_first_waiting();
     admit_extensions();  // those of this request, before the next request
@@ -114,7 +108,7 @@ void RowScheduler::admit_extensions() {
   extensions_.remove([this](const Extension& extension) {
     if (free_.empty() || !requests_.runs(extension.request)) return false;
     Slot& slot = occupy(*requests_.find(extension.request), extension.row, extension.steps);
-    slot.urgency = extension.urgency;
+    slot.since = extension.since;
     slot.extension = rows_.back().extension = extension.number;
     return true;
   });
@@ -157,7 +151,7 @@ void RowScheduler::choose() {
     if (slots_[slot].state == State::kReady) numbers_.push_back(static_cast<int64_t>(slot));
   }
   std::sort(numbers_.begin(), numbers_.end(),
-            [this](int64_t a, int64_t b) { return slots_[a].urgency < slots_[b].urgency; });
+            [this](int64_t a, int64_t b) { return slots_[a].since < slots_[b].since; });
   batch_.rows.clear();
   int64_t entries = 0;
   for (const int64_t at : numbers_) {
@@ -170,7 +164,7 @@ void RowScheduler::choose() {
   std::sort(batch_.rows.begin(), batch_.rows.end(),
             [this](const sidestep_row& a, const sidestep_row& b) {
               if (a.branches != b.branches) return a.branches > b.branches;
-              return slots_[a.slot].urgency < slots_[b.slot].urgency;
+              return slots_[a.slot].since < slots_[b.slot].since;
             });
 }
 
@@ -255,7 +249,7 @@ Status RowScheduler::advance(const int64_t* slots, const uint8_t* compute, int64
       states[i] = finish_row(slots[i]);
     } else if (compute[i] != 0) {
       slot.state = State::kReady;
-      slot.urgency = come(slot.urgency.delay);
+      slot.since = clock_++;
       states[i] = SIDESTEP_ROW_READY;
     } else {
       slot.state = State::kSkipping;
@@ -350,8 +344,6 @@ int32_t RowScheduler::finish_row(int64_t slot) {
   if (last) end(id, &done_);
   return last ? SIDESTEP_ROW_LAST : SIDESTEP_ROW_DONE;
 }
-
-Urgency RowScheduler::come(int64_t delay) { return {clock_++ + delay, delay}; }
 
 void RowScheduler::release(int64_t slot) {
   slots_[slot] = Slot();

@@ -53,9 +53,9 @@ class RowScheduler {
     int64_t branches = 1;
     int64_t group = 0;
     int64_t extension = -1;  // its number; -1 for a row of submit
-    Urgency urgency;
-    int64_t ticket = -1;   // of the batch it is in
-    int64_t position = 0;  // in that batch
+    int64_t since = 0;       // when it came to need the model, counted in rows
+    int64_t ticket = -1;     // of the batch it is in
+    int64_t position = 0;    // in that batch
   };
 
   sidestep_row describe(int64_t slot) const;
@@ -67,7 +67,6 @@ class RowScheduler {
   void lay_out();                // fills batch_.entries
   void collect(int64_t ticket);  // fills rows_ with the rows of that batch, in its order
   int32_t finish_row(int64_t slot);
-  Urgency come(int64_t delay);  // of a row that comes to need the model now
   void release(int64_t slot);
   void end(int64_t id, int64_t* counter);
 

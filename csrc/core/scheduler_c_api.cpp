@@ -1,42 +1,21 @@
-// The C API of the row scheduler: a handle with a lock, results copied into the caller's arrays.
-#include <algorithm>
-#include <memory>
-#include <mutex>
-
+// The C API of the row scheduler.
 #include "core/guarded.h"
+#include "core/handle.h"
 #include "core/row_scheduler.h"
 #include "sidestep/scheduler.h"
 
-struct sidestep_scheduler {
-  explicit sidestep_scheduler(const sidestep_scheduler_options& options) : rows(options) {}
-
-  std::mutex mutex;
-  sidestep::RowScheduler rows;
+struct sidestep_scheduler : sidestep::Handle<sidestep::RowScheduler> {
+  using Handle::Handle;
+  static constexpr const char* kIsNull = "scheduler: the handle is null, expected a scheduler";
 };
 
 namespace {
 
 using sidestep::guarded;
+using sidestep::hand_over;
+using sidestep::locked;
 using sidestep::RowScheduler;
 using sidestep::Status;
-
-// Calls call(scheduler) with the scheduler locked.
-template <typename Call>
-sidestep_status locked(sidestep_scheduler* scheduler, Call call) noexcept {
-  return guarded([&] {
-    if (scheduler == nullptr) {
-      return sidestep::invalid_argument("scheduler: the handle is null, expected a scheduler");
-    }
-    const std::lock_guard<std::mutex> lock(scheduler->mutex);
-    return call(scheduler->rows);
-  });
-}
-
-template <typename T>
-void hand_over(const std::vector<T>& from, T* to, int64_t* count) {
-  std::copy(from.begin(), from.end(), to);
-  *count = static_cast<int64_t>(from.size());
-}
 
 }  // namespace
 

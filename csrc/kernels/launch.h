@@ -34,6 +34,9 @@ constexpr int64_t kParallelBytes = int64_t{2} << 20;
 constexpr int64_t kCudaChunk = 2048;
 constexpr int64_t kCudaWorkspaceHeader = 16;
 
+// Those of a row.
+constexpr int64_t cuda_chunks(int64_t dim) { return (dim + kCudaChunk - 1) / kCudaChunk; }
+
 // Without CUDA in the build these say so.
 Status cuda_solver_step(const sidestep_solver_step_args& args, void* workspace, void* stream);
 Status cuda_difference_gram(const sidestep_difference_gram_args& args, void* workspace,

@@ -15,8 +15,7 @@ Status check_extent(const char* operation, int64_t rows, int64_t dim) {
 }
 
 int64_t partial_sums_bytes(int64_t rows, int64_t dim, int count) {
-  const int64_t chunks = (dim + kCudaChunk - 1) / kCudaChunk;
-  return rows * chunks * count * 4;
+  return rows * cuda_chunks(dim) * count * 4;
 }
 
 }  // namespace

@@ -101,8 +101,7 @@ int64_t solver_step_bytes(const sidestep_solver_step_args& a) {
 }
 
 int64_t cuda_solver_step_workspace(int64_t rows, int64_t dim) {
-  const int64_t chunks = (dim + kCudaChunk - 1) / kCudaChunk;
-  return kCudaWorkspaceHeader + rows * chunks * 2 * 4;
+  return kCudaWorkspaceHeader + rows * cuda_chunks(dim) * 2 * 4;
 }
 
 }  // namespace sidestep

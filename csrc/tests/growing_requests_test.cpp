@@ -26,20 +26,6 @@ void an_extension_is_admitted_before_a_request() {
   expect(host.rows[0].extension == -1, "which has not grown");
 }
 
-void a_delay_lets_others_pass() {
-  Host host(3, 4, {1});
-  const int64_t id = host.submit(1, 20);
-  host.extend(id, 0, 20, 4);
-  expect(host.admit() == 2, "both are in");
-  int turns[2] = {0, 0};
-  for (int call = 0; call < 17; ++call) {
-    host.next();
-    ++turns[host.batch.rows[0].extension + 1];
-    host.complete(host.batch.ticket);
-  }
-  expect(turns[0] == 14 && turns[1] == 3, "the later one has the 5th, 11th and 17th turn");
-}
-
 void a_row_is_dropped_wherever_it_is() {
   Host host(3, 4, {1, 4});
   const int64_t id = host.submit(2, 5);
@@ -64,7 +50,7 @@ void growth_is_refused_in_a_sentence() {
   const int64_t id = host.submit(1, 1);
   int64_t number = -1;
   int32_t ended = 0;
-  sidestep_scheduler_extension extension{id, 0, 0, 0};
+  sidestep_scheduler_extension extension{id, 0, 0};
   expect(
       sidestep_scheduler_extend(host.scheduler, &extension, &number) == SIDESTEP_INVALID_ARGUMENT,
       "no steps are refused");
@@ -81,21 +67,9 @@ void growth_is_refused_in_a_sentence() {
 void a_grown_tick_allocates_nothing() {
   Host host(4, 4, {2, 4});
   const int64_t id = host.submit(1, 6);
-  for (int i = 0; i < 8; ++i) host.extend(id, 0, 5, i % 3);
+  for (int i = 0; i < 8; ++i) host.extend(id, 0, 5);
   host.admit();
-  const int before = g_allocations;
-  std::vector<int64_t> slots(4);
-  const std::vector<uint8_t> compute(4, 1);
-  std::vector<int32_t> states(4);
-  const int own = g_allocations - before;
-  while (host.next()) {
-    sidestep_scheduler_complete(host.scheduler, host.batch.ticket, host.rows.data(), &host.count);
-    for (int64_t i = 0; i < host.count; ++i) slots[i] = host.rows[i].slot;
-    sidestep_scheduler_advance(host.scheduler, slots.data(), compute.data(), host.count,
-                               states.data());
-    sidestep_scheduler_admit(host.scheduler, host.rows.data(), &host.count);
-  }
-  expect(g_allocations == before + own, "a tick allocates nothing");
+  expect(host.finish() == 0, "a tick allocates nothing");
   expect(host.counts().done == 1 && host.counts().extensions == 0, "and all rows are done");
 }
 
@@ -103,7 +77,6 @@ void a_grown_tick_allocates_nothing() {
 
 int main() {
   an_extension_is_admitted_before_a_request();
-  a_delay_lets_others_pass();
   a_row_is_dropped_wherever_it_is();
   growth_is_refused_in_a_sentence();
   a_grown_tick_allocates_nothing();

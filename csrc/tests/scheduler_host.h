@@ -65,11 +65,26 @@ struct Host {
     return states;
   }
 
-  int64_t extend(int64_t request, int64_t row, int64_t steps, int64_t delay = 0) {
-    const sidestep_scheduler_extension extension{request, row, steps, delay};
+  int64_t extend(int64_t request, int64_t row, int64_t steps) {
+    const sidestep_scheduler_extension extension{request, row, steps};
     int64_t number = -1;
     expect(sidestep_scheduler_extend(scheduler, &extension, &number) == SIDESTEP_OK, "extend");
     return number;
+  }
+
+  // Runs ticks until no row needs the model; returns how often they have allocated.
+  int finish() {
+    std::vector<int64_t> slots(rows.size());
+    const std::vector<uint8_t> compute(rows.size(), 1);
+    std::vector<int32_t> states(rows.size());
+    const int before = g_allocations;
+    while (next()) {
+      sidestep_scheduler_complete(scheduler, batch.ticket, rows.data(), &count);
+      for (int64_t i = 0; i < count; ++i) slots[i] = rows[i].slot;
+      sidestep_scheduler_advance(scheduler, slots.data(), compute.data(), count, states.data());
+      sidestep_scheduler_admit(scheduler, rows.data(), &count);
+    }
+    return g_allocations - before;
   }
 
   bool drop_row(int64_t request, int64_t row) {

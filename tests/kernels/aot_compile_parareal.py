@@ -7,10 +7,7 @@ from __future__ import annotations
 
 import json
 
-import triton
-from aot_compile_solver_step import describe
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
+from aot_compile_solver_step import compile_and_describe
 
 from sidestep.kernels import parareal_triton as subject
 
@@ -27,17 +24,7 @@ def compile_kernel(arch: int, kernel: str, size: int, D: int | None = None) -> d
     kinds = {"arrivals": "*i32", "D": "i32"}
     signature = {n: "constexpr" if n in constants else kinds.get(n, "*fp32") for n in names}
     aligned = [n for n, kind in signature.items() if kind != "constexpr"] if D is None else []
-    compiled = triton.compile(
-        ASTSource(
-            function,
-            signature,
-            constants,
-            {(names.index(name),): [["tt.divisibility", 16]] for name in aligned},
-        ),
-        target=GPUTarget("cuda", arch, 32),
-        options={"enable_fp_fusion": False, "num_warps": subject.NUM_WARPS},
-    )
-    return describe(compiled)
+    return compile_and_describe(function, arch, signature, constants, aligned, subject.NUM_WARPS)
 
 
 def main() -> None:

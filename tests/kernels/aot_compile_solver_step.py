@@ -38,21 +38,30 @@ def compile_step(
         name: "constexpr" if name in constants else pointers.get(name, "i32") for name in names
     }
     aligned = [] if D is not None else [*pointers, "D"]
+    return compile_and_describe(
+        subject.solver_step_kernel, arch, signature, constants, aligned, subject.NUM_WARPS
+    )
+
+
+def compile_and_describe(
+    kernel: Any,
+    arch: int,
+    signature: dict[str, str],
+    constants: dict[str, Any],
+    aligned: list[str],
+    num_warps: int,
+) -> dict[str, object]:
+    """Compiles a kernel: what it does to memory, and what it needs."""
     compiled = triton.compile(
         ASTSource(
-            subject.solver_step_kernel,
+            kernel,
             signature,
             constants,
-            {(names.index(name),): [["tt.divisibility", 16]] for name in aligned},
+            {(kernel.arg_names.index(name),): [["tt.divisibility", 16]] for name in aligned},
         ),
         target=GPUTarget("cuda", arch, 32),
-        options={"enable_fp_fusion": False, "num_warps": subject.NUM_WARPS},
+        options={"enable_fp_fusion": False, "num_warps": num_warps},
     )
-    return describe(compiled)
-
-
-def describe(compiled: Any) -> dict[str, object]:
-    """What a compiled kernel does to memory, and what it needs."""
     ptx = compiled.asm["ptx"]
     return {
         "accesses": Counter(re.findall(r"\b((?:ld|st)\.global(?:\.\w+)*)", ptx)),

@@ -13,13 +13,6 @@ from sidestep import kernels
 CASE = Case(D=16384, n=4, R=2)
 
 
-def finite_arguments(device: str, case: Case = CASE) -> Arguments:
-    arguments = case.arguments().copy(device)
-    for tensor in arguments:
-        tensor.nan_to_num_(posinf=0.5)
-    return arguments
-
-
 def iterate(arguments: Arguments) -> tuple[Tensor, Tensor]:
     """Corrects again and again: the corrected boundary is the next fine result."""
     gram = kernels.difference_gram(arguments.new, arguments.old)
@@ -31,8 +24,8 @@ def iterate(arguments: Arguments) -> tuple[Tensor, Tensor]:
 def test_graph_replays_equal_eager_calls(backend: str, device: str) -> None:
     if backend == "reference":
         return  # it reads coefficients on the host, which a capture forbids
-    eager, captured = finite_arguments(device), finite_arguments(device)
-    iterate(finite_arguments(device))
+    eager, captured = CASE.finite(device), CASE.finite(device)
+    iterate(CASE.finite(device))
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         replayed = iterate(captured)
@@ -46,7 +39,7 @@ def test_graph_replays_equal_eager_calls(backend: str, device: str) -> None:
 
 
 def test_streams_do_not_share_scratch(backend: str, device: str) -> None:
-    arguments = [finite_arguments(device) for _ in range(4)]
+    arguments = [CASE.finite(device) for _ in range(4)]
     streams = [torch.cuda.Stream() for _ in arguments]
     results: list[tuple[Tensor, Tensor]] = []
     torch.cuda.synchronize()
@@ -67,7 +60,7 @@ def test_streams_do_not_share_scratch(backend: str, device: str) -> None:
 def test_a_call_allocates_its_result_alone(backend: str, device: str, D: int) -> None:
     if backend == "reference":
         return
-    arguments = finite_arguments(device, Case(D=D, n=2, R=2))
+    arguments = Case(D=D, n=2, R=2).finite(device)
     iterate(arguments)
     before = torch.cuda.memory_stats()["allocation.all.allocated"]
     iterate(arguments)

@@ -57,6 +57,13 @@ class Case:
         arguments = Arguments(normal(n, R, D), fine, new, old, normal(n, R, R + 1))
         return arguments.copy()
 
+    def finite(self, device: str) -> Arguments:
+        """The same without infinities."""
+        arguments = self.arguments().copy(device)
+        for tensor in arguments:
+            tensor.nan_to_num_(posinf=0.5)
+        return arguments
+
     def poisoned(self) -> Arguments:
         """The same with columns of zeros, and NaN in what they must not read."""
         arguments = self.arguments()

@@ -6,7 +6,12 @@ from typing import Any
 
 import pytest
 import torch
-from elsewhere import compiled_ahead, run_tests_again
+from elsewhere import (
+    assert_neither_spills_nor_fuses,
+    compiled_ahead,
+    run_tests_again,
+    run_tests_on_a_gpu,
+)
 
 SHARED_TESTS = ["test_parareal.py", "test_parareal_errors.py"]
 pytest.importorskip("triton", reason="Triton is not installed (Linux x86-64 only)")
@@ -24,10 +29,7 @@ def compiled() -> dict[str, Any]:
 
 def test_compiled_kernels_neither_spill_nor_fuse(compiled: dict[str, Any]) -> None:
     assert len(compiled) == 9
-    for name, found in compiled.items():
-        assert found["resources"]["STACK"] == found["resources"]["LOCAL"] == 0, name
-        assert found["resources"]["REG"] <= 128, name
-        assert not found["local"] and not found["fused"] and not found["flushes_denormals"], name
+    assert_neither_spills_nor_fuses(compiled, registers=128)
 
 
 @pytest.mark.parametrize(
@@ -59,10 +61,5 @@ def test_vectors_move_once_in_128_bits(
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine")
 @pytest.mark.parametrize("backends", ["triton", "reference", "native"])
 def test_on_a_gpu(backends: str) -> None:
-    if backends == "native":
-        from sidestep import _native
-
-        if not _native.build_info()["cuda"].startswith("yes"):
-            pytest.skip(f"native library without CUDA ({_native.build_info()['cuda']})")
     files = [*SHARED_TESTS, "test_parareal_operator.py", "gpu_parareal.py"]
-    run_tests_again(*files, backends=backends, device="cuda")
+    run_tests_on_a_gpu(*files, backends=backends)

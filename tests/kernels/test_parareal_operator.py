@@ -16,15 +16,8 @@ CORRECT = torch.ops.sidestep.parareal_correct_.default
 CASE = Case(D=129, n=3, R=2)
 
 
-def finite(device: str) -> Arguments:
-    arguments = CASE.arguments().copy(device)
-    for tensor in arguments:
-        tensor.nan_to_num_(posinf=0.5)
-    return arguments
-
-
 def test_opcheck(backend: str, device: str) -> None:
-    arguments = finite(device)
+    arguments = CASE.finite(device)
     for operator, given in ((GRAM, arguments[2:4]), (CORRECT, tuple(arguments))):
         assert set(torch.library.opcheck(operator, given).values()) == {"SUCCESS"}
 
@@ -36,7 +29,7 @@ def test_compile_without_graph_breaks(backend: str, device: str, dynamic: bool) 
         residual = kernels.parareal_correct_(*arguments)
         return gram.sum(1), residual.sqrt(), arguments.boundary * 2
 
-    expected, got = finite(device), finite(device)
+    expected, got = CASE.finite(device), CASE.finite(device)
     torch.compiler.reset()
     compiled = torch.compile(iterate, fullgraph=True, backend="aot_eager", dynamic=dynamic)
     for a, b in zip(compiled(got), iterate(expected), strict=True):
@@ -45,7 +38,7 @@ def test_compile_without_graph_breaks(backend: str, device: str, dynamic: bool) 
 
 
 def test_operators_and_functions_are_the_same(backend: str, device: str) -> None:
-    by_function, by_operator = finite(device), finite(device)
+    by_function, by_operator = CASE.finite(device), CASE.finite(device)
     assert torch.equal(kernels.difference_gram(*by_function[2:4]), GRAM(*by_operator[2:4]))
     named = kernels.parareal_correct_(**by_function._asdict())
     assert torch.equal(bits(named), bits(CORRECT(*by_operator)))
@@ -61,7 +54,7 @@ def test_meta_tensors_are_checked_and_nothing_runs() -> None:
 
 
 def test_a_profiler_sees_the_operators() -> None:
-    arguments = finite("cpu")
+    arguments = CASE.finite("cpu")
     with profile(activities=[ProfilerActivity.CPU]) as seen:
         kernels.difference_gram(*arguments[2:4])
         kernels.parareal_correct_(*arguments)
@@ -70,7 +63,7 @@ def test_a_profiler_sees_the_operators() -> None:
 
 
 def test_triton_backend_on_cpu_tensors_says_what_is_missing() -> None:
-    arguments = finite("cpu")
+    arguments = CASE.finite("cpu")
     for operator, name, given in (
         (kernels.difference_gram, "new", arguments[2:4]),
         (kernels.parareal_correct_, "boundary", arguments),

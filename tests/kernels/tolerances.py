@@ -1,4 +1,4 @@
-"""Every tolerance of the test suite, by dtype, with its reason. What is not here is exact."""
+"""Every tolerance of the operators' tests, with its reason. What is not here is exact."""
 
 from __future__ import annotations
 

@@ -1,20 +1,37 @@
 """An independent numpy transcription of the fused step, and random problems for it.
 
 Written from the contract (DESIGN.md 1), not from the C++: whole rows at a time, one fp32
-multiplication and one fp32 addition per live term.
+multiplication and one fp32 addition per live term. Other tests of the library use parts of it.
 """
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
+
+from sidestep import _native
 
 FLOAT32, FLOAT16, BFLOAT16 = 0, 1, 2
 FLOAT_BITS = np.uint32
 
 # Means of D terms of one sign: the library adds 64 fp32 terms per lane and the rest in float64.
 STATS_RTOL = 1e-6
+
+# The instruction sets of this processor, best first, whatever a test has chosen since.
+_SIMD = ["avx512", "avx2", "scalar"]
+AVAILABLE_SIMD = _SIMD[_SIMD.index(_native.simd()) :]
+
+
+def on_threads(work: Callable[[int], None], count: int) -> None:
+    """Calls work(0) to work(count - 1), each on a thread of its own, and waits for all."""
+    callers = [threading.Thread(target=work, args=(index,)) for index in range(count)]
+    for caller in callers:
+        caller.start()
+    for caller in callers:
+        caller.join()
 
 
 def to_bfloat16(values: np.ndarray) -> np.ndarray:

@@ -16,16 +16,10 @@ class ModelRow:
     branches: int
     group: int
     since: int
-    delay: int = 0
     extension: int = -1
     step: int = 0
     state: str = "ready"
     ticket: int = -1
-
-    @property
-    def urgency(self) -> tuple[int, int]:
-        """Smaller goes first."""
-        return self.since + self.delay, self.delay
 
 
 @dataclass
@@ -62,9 +56,9 @@ class Model:
     def live(self, id: int) -> bool:
         return self.waits(id) or any(r.request == id for r in self.rows + self.extensions)
 
-    def extend(self, id: int, row: int, steps: int, delay: int) -> int:
+    def extend(self, id: int, row: int, steps: int) -> int:
         shape = self.shapes[id]
-        grown = ModelRow(id, row, -1, steps, *shape, self.clock, delay, self.numbers)
+        grown = ModelRow(id, row, -1, steps, *shape, self.clock, self.numbers)
         self.extensions.append(grown)
         self.clock += 1
         self.numbers += 1
@@ -76,10 +70,9 @@ class Model:
         while True:
             able = [e for e in self.extensions if not self.waits(e.request)]
             if able and len(self.rows) < self.capacity:
-                row = min(able, key=lambda e: e.urgency)
-                self.extensions.remove(row)
-                self.rows.append(row)
-                entered.append(row)
+                self.extensions.remove(able[0])
+                self.rows.append(able[0])
+                entered.append(able[0])
             elif self.waiting and self.waiting[0][1] <= self.capacity - len(self.rows):
                 id, n, steps, branches, group = self.waiting.pop(0)
                 for row in range(n):
@@ -91,7 +84,7 @@ class Model:
 
     def next(self) -> list[tuple[int, int]] | None:
         """The entries of the batch as (request, row), padding left out."""
-        ready = sorted((r for r in self.rows if r.state == "ready"), key=lambda r: r.urgency)
+        ready = sorted((r for r in self.rows if r.state == "ready"), key=lambda r: r.since)
         chosen: list[ModelRow] = []
         for row in ready:
             room = self.buckets[-1] - sum(r.branches for r in chosen)

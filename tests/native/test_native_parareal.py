@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import itertools
-import threading
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pytest
-from native_problems import STATS_RTOL
+from native_problems import AVAILABLE_SIMD, STATS_RTOL, on_threads
 
 from sidestep import _native
 
@@ -112,12 +111,10 @@ def test_equals_transcription(dim: int) -> None:
 
 
 def test_instruction_sets_give_the_same_bits() -> None:
-    names = ["avx512", "avx2", "scalar"]
-    available = names[names.index(_native.simd()) :]
     for seed, (dim, registers) in enumerate(itertools.product((1, 129, 9001), range(1, 7))):
         problem = random_problem(seed, dim=dim, registers=registers)
         results = set()
-        for name in available:
+        for name in AVAILABLE_SIMD:
             _native.set_simd(name)
             results.add(problem.run().written())
         assert len(results) == 1
@@ -140,11 +137,7 @@ def test_callers_on_several_threads() -> None:
         for _ in range(3):
             results[index] = problems[index].run()
 
-    callers = [threading.Thread(target=run, args=(i,)) for i in range(3)]
-    for caller in callers:
-        caller.start()
-    for caller in callers:
-        caller.join()
+    on_threads(run, 3)
     for index, problem in enumerate(problems):
         assert results[index].boundary.tobytes() == expected_boundary(problem).tobytes()
         assert results[index].written() == problem.run().written()

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import itertools
-import threading
 
 import numpy as np
 import pytest
 from native_problems import (
+    AVAILABLE_SIMD,
     BFLOAT16,
     FLOAT16,
     FLOAT32,
@@ -16,6 +16,7 @@ from native_problems import (
     Problem,
     assert_same_bits,
     cast,
+    on_threads,
     random_problem,
     solver_step,
 )
@@ -25,12 +26,6 @@ from sidestep import _native
 DIMS = (0, 1, 7, 129, 4231, 16384)
 DTYPES = (FLOAT32, FLOAT16, BFLOAT16)
 NAN = np.float32(np.nan)
-
-
-def available_simd() -> list[str]:
-    """Returns the instruction sets of this processor, best first."""
-    names = ["avx512", "avx2", "scalar"]
-    return names[names.index(_native.simd()) :]
 
 
 def step(problem: Problem) -> Problem:
@@ -83,7 +78,7 @@ def test_instruction_sets_give_the_same_bits(dtype: int) -> None:
             seed, dim=dim, registers=registers, branches=2, dtype=dtype, noise=True
         )
         results = []
-        for name in available_simd():
+        for name in AVAILABLE_SIMD:
             _native.set_simd(name)
             results.append(step(problem))
         for result in results[1:]:
@@ -133,16 +128,12 @@ def test_callers_on_several_threads() -> None:
         for _ in range(3):
             results[index] = step(problems[index])
 
-    callers = [threading.Thread(target=run, args=(i,)) for i in range(3)]
-    for caller in callers:
-        caller.start()
-    for caller in callers:
-        caller.join()
+    on_threads(run, 3)
     for index, problem in enumerate(problems):
         assert_same_bits(results[index], expected_step(problem), stats=False)
 
 
-@pytest.mark.parametrize("simd", available_simd())
+@pytest.mark.parametrize("simd", AVAILABLE_SIMD)
 def test_every_half_is_widened_exactly(simd: str) -> None:
     _native.set_simd(simd)
     every = np.arange(1 << 16, dtype=np.uint16)
@@ -153,7 +144,7 @@ def test_every_half_is_widened_exactly(simd: str) -> None:
         assert np.array_equal(got.registers, expected.registers, equal_nan=True)
 
 
-@pytest.mark.parametrize("simd", available_simd())
+@pytest.mark.parametrize("simd", AVAILABLE_SIMD)
 def test_rounding_to_halves(simd: str) -> None:
     _native.set_simd(simd)
     rng = np.random.default_rng(0)

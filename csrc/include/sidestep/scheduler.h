@@ -19,12 +19,10 @@
  * Several batches may be in flight, and be completed in any order.
  *
  * A request may grow: extend adds a row that is known only now, such as the next chain of an SRDS
- * sample. It waits for a slot in a queue of its own, most urgent first, and is admitted before the
- * requests that wait (not before its own request, though). The host extends before it advances the
- * row whose step made the new one possible, so that the request does not end in between; it ends
- * with its last row, grown or not. A row that is extended with a delay lets that many rows pass
- * that come to need the model after it, at every step: later work yields to earlier, and to other
- * requests, and is never starved.
+ * sample. It waits for a slot in a queue of its own, first come first served, and is admitted
+ * before the requests that wait (not before its own request, though). The host extends before it
+ * advances the row whose step made the new one possible, so that the request does not end in
+ * between; it ends with its last row, grown or not.
  *
  * The functions of one scheduler may be called from several threads. Only submit and extend may
  * allocate: the extensions that wait are as many as the host asks for.
@@ -58,7 +56,6 @@ typedef struct sidestep_scheduler_extension {
   int64_t request; /* that has not ended */
   int64_t row;     /* any index; several rows of a request may have the same one */
   int64_t steps;   /* 1 or more */
-  int64_t delay;   /* 0 or more rows; 0 is what the rows of submit have */
 } sidestep_scheduler_extension;
 
 typedef struct sidestep_row {

@@ -7,9 +7,8 @@
 // capture it.
 #include <cuda_runtime.h>
 
-#include <string>
-
 #include "kernels/cuda/dtype.cuh"
+#include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/reduce.cuh"
 #include "kernels/launch.h"
 #include "kernels/parareal.h"
@@ -190,23 +189,12 @@ __global__ void __launch_bounds__(2 * kWarp)
   residual[int64_t{blockIdx.x} * 2 + k] = static_cast<float>(total / static_cast<double>(dim));
 }
 
-Status cuda_status(const char* operation, cudaError_t error) {
-  if (error == cudaSuccess) return Status();
-  return Status(SIDESTEP_FAILED,
-                std::string(operation) + ": CUDA refused the launch: " + cudaGetErrorString(error));
-}
-
-// 16-byte accesses need every row of every array to begin at a multiple of 16 bytes.
-bool aligned(const void* data) { return reinterpret_cast<uintptr_t>(data) % 16 == 0; }
-
 // The chunks of a row, or why they cannot be launched.
 Status count_chunks(const char* operation, int64_t rows, int64_t dim, const void* workspace,
                     unsigned int* chunks) {
-  if (!aligned(workspace) || workspace == nullptr) {
-    return invalid_argument("%s: workspace is %p, expected an address divisible by 16", operation,
-                            workspace);
-  }
-  const int64_t row_chunks = (dim + kCudaChunk - 1) / kCudaChunk;
+  const Status scratch = check_workspace(operation, workspace);
+  if (!scratch.ok()) return scratch;
+  const int64_t row_chunks = cuda_chunks(dim);
   if (row_chunks > INT32_MAX / rows) {
     return invalid_argument("%s: rows * D is %lld * %lld, expected at most %d blocks of %lld",
                             operation, static_cast<long long>(rows), static_cast<long long>(dim),

@@ -7,10 +7,10 @@
 #include <cuda_runtime.h>
 
 #include <cmath>
-#include <string>
 
 #include "core/table.h"
 #include "kernels/cuda/dtype.cuh"
+#include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/reduce.cuh"
 #include "kernels/launch.h"
 #include "kernels/solver_step.h"
@@ -212,20 +212,12 @@ Kernel kernel_for(const sidestep_solver_step_args& args) {
   }
 }
 
-// 16-byte accesses need every row of every array to begin at a multiple of 16 bytes.
 bool can_use_vectors(const sidestep_solver_step_args& args) {
   const int64_t pack = args.dtype == SIDESTEP_FLOAT32 ? 4 : 8;
-  uintptr_t bits = reinterpret_cast<uintptr_t>(args.registers) |
-                   reinterpret_cast<uintptr_t>(args.noise) |
-                   reinterpret_cast<uintptr_t>(args.model_input);
-  for (int g = 0; g < args.num_branches; ++g) bits |= reinterpret_cast<uintptr_t>(args.outputs[g]);
-  return bits % 16 == 0 && args.dim % pack == 0;
-}
-
-Status cuda_status(cudaError_t error) {
-  if (error == cudaSuccess) return Status();
-  return Status(SIDESTEP_FAILED,
-                std::string("solver_step: CUDA refused the launch: ") + cudaGetErrorString(error));
+  bool vectors = args.dim % pack == 0 && aligned(args.registers) && aligned(args.noise) &&
+                 aligned(args.model_input);
+  for (int g = 0; g < args.num_branches; ++g) vectors = vectors && aligned(args.outputs[g]);
+  return vectors;
 }
 
 }  // namespace
@@ -237,13 +229,12 @@ Status cuda_solver_step(const sidestep_solver_step_args& args, void* workspace,
   if (args.rows == 0) return Status();
   const auto stream = static_cast<cudaStream_t>(stream_handle);
   if (args.dim == 0) {
-    return cuda_status(cudaMemsetAsync(args.stats, 0, args.rows * 2 * sizeof(float), stream));
+    const size_t bytes = args.rows * 2 * sizeof(float);
+    return cuda_status("solver_step", cudaMemsetAsync(args.stats, 0, bytes, stream));
   }
-  if (workspace == nullptr || reinterpret_cast<uintptr_t>(workspace) % 16 != 0) {
-    return invalid_argument("solver_step: workspace is %p, expected an address divisible by 16",
-                            workspace);
-  }
-  const int64_t row_chunks = (args.dim + kCudaChunk - 1) / kCudaChunk;
+  const Status scratch = check_workspace("solver_step", workspace);
+  if (!scratch.ok()) return scratch;
+  const int64_t row_chunks = cuda_chunks(args.dim);
   const int64_t blocks = args.rows * row_chunks;
   if (blocks > INT32_MAX) {
     return invalid_argument("solver_step: rows * D needs %lld blocks, expected at most %d",
@@ -257,8 +248,9 @@ Status cuda_solver_step(const sidestep_solver_step_args& args, void* workspace,
   bool vectors = can_use_vectors(args);
   void* parameters[] = {&copy, &split, &chunks, &vectors};
   const auto kernel = reinterpret_cast<const void*>(kernel_for(args));
-  return cuda_status(cudaLaunchKernel(kernel, dim3(static_cast<unsigned>(blocks)), dim3(kThreads),
-                                      parameters, 0, stream));
+  const dim3 grid(static_cast<unsigned>(blocks));
+  return cuda_status("solver_step",
+                     cudaLaunchKernel(kernel, grid, dim3(kThreads), parameters, 0, stream));
 }
 
 }  // namespace sidestep
