@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sidestep.runtime.engine_parareal import Image, Start
+from sidestep.runtime.engine_images import Image, Start
 from sidestep.runtime.engine_rows import Live, Row
 from sidestep.runtime.engine_state import EngineState
 from sidestep.runtime.engine_step import Outputs, by_request, combine

@@ -1,14 +1,13 @@
 """SRDS inside the engine: the ends of all blocks of every image, and what becomes of them.
 
 `csrc/core/parareal.cpp` says which boundary can be formed and which chain of steps starts from it;
-here are the tensors.  A chain is a row of the engine that begins and ends at the ends of a block.
+here are the tensors.  What is kept of each image is in `engine_images`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,6 +16,7 @@ from torch import Tensor
 
 from sidestep.kernels import difference_gram, parareal_correct_
 from sidestep.kernels.core import PararealSchedule
+from sidestep.runtime.engine_images import Boundary, Chain, Image, Start
 from sidestep.runtime.methods.coarse import COARSE
 from sidestep.runtime.methods.srds import SRDS, Stop
 from sidestep.runtime.plan import Plan
@@ -25,100 +25,6 @@ from sidestep.runtime.upload import upload
 
 if TYPE_CHECKING:
     from sidestep.runtime.engine_rows import Row
-
-Key = tuple[int, int]
-"""A block, counted from 1, and an iterate."""
-
-Boundary = tuple[int, int, bool, tuple[int, int, int, int] | None]
-"""What the schedule lets form: block, iterate, whether it is exact, and the chain it starts."""
-
-
-@dataclass(frozen=True)
-class Chain:
-    """The steps of one block, from the boundary before it in one iterate.
-
-    Attributes:
-        block: i, counted from 1.
-        iterate: q, of the boundary i - 1 that it starts from.
-        first: Its first step.
-        steps: Steps it takes: 1 where only the coarse solver needs it.
-        whole: Whether that is the whole block.
-    """
-
-    block: int
-    iterate: int
-    first: int
-    steps: int
-    whole: bool
-
-    @property
-    def key(self) -> Key:
-        """Of it among the chains of its image."""
-        return self.block, self.iterate
-
-
-@dataclass(eq=False)
-class Image:
-    """One image: its schedule and what is kept for it.
-
-    Attributes:
-        index: Its place in the request.
-        schedule: What can be formed.
-        boundaries: By block, ``[R, D]`` fp32: the end of each block in its latest iterate.
-        inputs: By chain, ``[R + 1, D]`` fp32: the state it starts from, and the output there.
-        fine: By chain, ``[R, D]`` fp32: where it ended.
-        residuals: By boundary, ``[2]`` fp32: mean squares of its change, and of itself.
-        latents: By iterate, ``[D]`` fp32: x_B^p, until it is judged.
-        judged: Iterates of which it is known whether they suffice.
-        iterations: The iterate that it ended with, -1 before.
-        error: Estimated root mean square of the error of the last judged one.
-        evaluations: Of the model.
-        tickets: The batches it had a row in.
-    """
-
-    index: int
-    schedule: PararealSchedule
-    boundaries: dict[int, Tensor] = field(default_factory=dict)
-    inputs: dict[Key, Tensor] = field(default_factory=dict)
-    fine: dict[Key, Tensor] = field(default_factory=dict)
-    residuals: dict[Key, Tensor] = field(default_factory=dict)
-    latents: dict[int, Tensor] = field(default_factory=dict)
-    judged: int = 0
-    iterations: int = -1
-    error: float = float("inf")
-    evaluations: int = 0
-    tickets: set[int] = field(default_factory=set)
-
-    @property
-    def finished(self) -> bool:
-        """Whether it has its result."""
-        return self.iterations >= 0
-
-    def count_call(self, ticket: int) -> None:
-        """One evaluation of the model more, in that batch."""
-        self.evaluations += 1
-        self.tickets.add(ticket)
-
-    def finish(self, iterate: int) -> None:
-        """That iterate is its result, and all that is kept."""
-        self.iterations = iterate
-        self.latents = {p: x for p, x in self.latents.items() if p == iterate}
-        for kept in (self.boundaries, self.inputs, self.fine, self.residuals):
-            kept.clear()
-
-    def forget(self, iterate: int) -> None:
-        """That iterate does not suffice: what only it was judged by is let go."""
-        self.latents = {p: x for p, x in self.latents.items() if p > iterate}
-        self.residuals = {key: r for key, r in self.residuals.items() if key[1] >= iterate}
-
-
-@dataclass(frozen=True, eq=False)
-class Start:
-    """A chain that can start, and where from: ``state`` is ``[R, D]`` fp32."""
-
-    image: Image
-    chain: Chain
-    state: Tensor
 
 
 class Parareal:
@@ -131,7 +37,11 @@ class Parareal:
         stop: Says which of them have converged.
         images: All of them, in order.
         first: The chain that each of them starts with.
+        elsewhere: Whether the block after a boundary is with another rank, which is to be told of
+            every start.
     """
+
+    elsewhere = False
 
     def __init__(
         self,
@@ -180,25 +90,35 @@ class Parareal:
             ended: The registers after it.
 
         Returns:
-            The chains that start by it.
+            The chains that start by it, ``moved`` ones only unless `elsewhere`.
         """
         formed: list[tuple[Image, Boundary]] = []
         for row, inputs in begun:
             image, chain = self.chain_of(row)
-            image.inputs[chain.key] = torch.cat([inputs[: self._registers], inputs[-1:]])
-            formed += [(image, each) for each in image.schedule.coarse(*chain.key)]
+            inputs = torch.cat([inputs[: self._registers], inputs[-1:]])
+            formed += [(image, each) for each in image.begun(chain, inputs)]
         for row, state in ended:
             image, chain = self.chain_of(row)
-            if chain.whole:
-                image.fine[chain.key] = state[: self._registers]
-                formed += [(image, each) for each in image.schedule.ended(*chain.key)]
+            formed += [(image, each) for each in image.ended(chain, state[: self._registers])]
+        return self._follow(formed)
+
+    def share(self, image: Image, chain: Chain) -> list[Start]:
+        """Takes in a chain whose start has not moved; otherwise as `advance`."""
+        return self._follow([(image, each) for each in image.share(chain)])
+
+    def _follow(self, formed: list[tuple[Image, Boundary]]) -> list[Start]:
+        """Forms the boundaries, and those that follow from starts that have not moved."""
         starts = []
-        for turn in _turns(formed):
-            self._form(turn)
-            for image, (block, _, _, next_chain) in turn:
-                if next_chain is not None:
-                    state = image.boundaries[block]
-                    starts.append(Start(image, self.chain(*next_chain), state))
+        while formed:
+            turn, formed = _turn(formed)
+            for (image, (block, _, _, started)), moved in zip(turn, self._form(turn), strict=True):
+                if started is None:
+                    continue
+                chain = self.chain(*started)
+                if moved or self.elsewhere:
+                    starts.append(Start(image, chain, image.boundaries[block], moved))
+                else:
+                    formed += [(image, each) for each in image.share(chain)]
         return starts
 
     def news(self) -> dict[int, list[Image]]:
@@ -211,8 +131,8 @@ class Parareal:
         assert row.chain is not None
         return self.images[row.index], row.chain
 
-    def _form(self, turn: Sequence[tuple[Image, Boundary]]) -> None:
-        """x_i^p of all these, in one go."""
+    def _form(self, turn: Sequence[tuple[Image, Boundary]]) -> list[bool]:
+        """x_i^p of all these, in one go: whether each has moved. One read from the device."""
         like = next(iter(turn[0][0].inputs.values()))
         nothing, state = torch.zeros_like(like), torch.zeros_like(like[:-1])
         before, fine, new, old = [], [], [], []
@@ -228,14 +148,18 @@ class Parareal:
         changed = parareal_correct_(boundary, ends, *change, self._coefficients(turn, *change))
         if last_ones is not None:  # no bit of any register may differ, however small its square
             changed[:, 0] += (boundary != last_ones).flatten(1).any(1) * 1e-30
-        for (image, (block, iterate, _, _)), x, residual in zip(
-            turn, boundary, changed, strict=True
+        moved = []
+        for (image, (block, iterate, _, _)), x, (change, size) in zip(
+            turn, boundary, changed.tolist(), strict=True
         ):
-            image.boundaries[block] = x
-            image.residuals[block, iterate] = residual
+            image.residuals[block, iterate] = change, size
+            moved.append(iterate == 0 or not change < self.stop.least**2)
+            if moved[-1]:
+                image.boundaries[block] = x
             if block == self.blocks:
                 image.latents[iterate] = x[0]
                 self._news.setdefault(iterate, []).append(image)
+        return moved
 
     def _coefficients(
         self,
@@ -258,7 +182,8 @@ class Parareal:
         """
         finished = []
         while due := [image for image in self.images if self._is_due(image)]:
-            for image, residuals in zip(due, self._read(due), strict=True):
+            for image in due:
+                residuals = self._known(image)
                 iterate = image.judged = image.judged + 1
                 image.error = self.stop.error(residuals, iterate)
                 if self.stop.enough(image.error) or iterate == self.most:
@@ -275,31 +200,25 @@ class Parareal:
         known = not needed or (needed, iterate + 1) in image.residuals
         return not image.finished and iterate in image.latents and known
 
-    def _read(self, images: Sequence[Image]) -> list[np.ndarray]:  # [most + 2, B + 1] each
-        """Root mean squares of the changes, by iterate and block: one read from the device.
+    def _known(self, image: Image) -> np.ndarray:  # [most + 2, B + 1]
+        """Root mean squares of the changes, by iterate and block.
 
         Those that the schedule of unlimited width knows by now, so that the result does not depend
         on the width: of the next iterate the boundaries that are needed only.
         """
-        keys: list[tuple[Image, Key]] = []
-        for image in images:
-            coming = image.judged + 2
-            needed = self.stop.needed(coming - 1)
-            keys += [
-                (image, key)
-                for key in image.residuals
-                if key[1] < coming or (key[1] == coming and key[0] <= needed)
-            ]
-        squares = torch.stack([image.residuals[key] for image, key in keys]).tolist()
-        found = {image: np.zeros((self.most + 2, self.blocks + 1)) for image in images}
-        for (image, (block, iterate)), (change, size) in zip(keys, squares, strict=True):
+        coming = image.judged + 2
+        needed = self.stop.needed(coming - 1)
+        found = np.zeros((self.most + 2, self.blocks + 1))
+        for (block, iterate), (change, size) in image.residuals.items():
+            if iterate > coming or (iterate == coming and block > needed):
+                continue
             if not math.isfinite(size):
                 raise FloatingPointError(
                     f"row {image.index}, block {block} of {self.blocks} in iteration {iterate}: "
                     "the latents are not finite"
                 )
-            found[image][iterate, block] = math.sqrt(change)
-        return [found[image] for image in images]
+            found[iterate, block] = math.sqrt(change)
+        return found
 
     def summary(self, ticks: int) -> Summary:
         """What it has cost so far.
@@ -330,17 +249,15 @@ class Parareal:
         )
 
 
-def _turns(
+def _turn(
     formed: Sequence[tuple[Image, Boundary]],
-) -> Iterator[list[tuple[Image, Boundary]]]:
-    """What can be formed together: of one block one iterate after the other."""
-    while formed:
-        turn: list[tuple[Image, Boundary]] = []
-        later: list[tuple[Image, Boundary]] = []
-        seen: set[tuple[int, int]] = set()
-        for image, boundary in formed:
-            place = (image.index, boundary[0])
-            (later if place in seen else turn).append((image, boundary))
-            seen.add(place)
-        yield turn
-        formed = later
+) -> tuple[list[tuple[Image, Boundary]], list[tuple[Image, Boundary]]]:
+    """What can be formed together, and the rest: of one block one iterate after the other."""
+    turn: list[tuple[Image, Boundary]] = []
+    later: list[tuple[Image, Boundary]] = []
+    seen: set[tuple[int, int]] = set()
+    for image, boundary in formed:
+        place = (image.index, boundary[0])
+        (later if place in seen else turn).append((image, boundary))
+        seen.add(place)
+    return turn, later

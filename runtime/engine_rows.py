@@ -11,7 +11,8 @@ from torch import Tensor
 
 from sidestep.kernels.core import PararealSchedule
 from sidestep.runtime.engine_conditioning import Conditioning
-from sidestep.runtime.engine_parareal import Chain, Parareal, Start
+from sidestep.runtime.engine_images import Chain, Start
+from sidestep.runtime.engine_parareal import Parareal
 from sidestep.runtime.engine_request import Request, Result, Status, guidance_weights
 from sidestep.runtime.methods.criterion import Criterion, Decision, Observation
 from sidestep.runtime.methods.srds import SRDS

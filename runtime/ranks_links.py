@@ -61,8 +61,9 @@ class RankError(RuntimeError):
 class Kind(enum.IntEnum):
     """What a word says.
 
-    GREETING: what run it is. STATE: a boundary. RESIDUALS: how boundaries have changed. STOP: an
-    image has its result. FAILED: the run has not. ALIVE: nothing, but in time. CALL and OUTPUT: of
+    GREETING: what run it is. STATE: a boundary. KEPT: one that has hardly moved, so that the block
+    after it need not start again. RESIDUALS: how boundaries have changed. STOP: an image has its
+    result. FAILED: the run has not. ALIVE: nothing, but in time. CALL and OUTPUT: of
     the model, for one guidance branch.
     """
 
@@ -74,6 +75,7 @@ class Kind(enum.IntEnum):
     ALIVE = 5
     CALL = 6
     OUTPUT = 7
+    KEPT = 8
 
 
 @dataclass(frozen=True)

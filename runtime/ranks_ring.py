@@ -38,7 +38,7 @@ Item = tuple[Word, Tensor | None]
 
 _PENDING = 64  # sends that need not have been taken
 
-_OF_AN_IMAGE = (Kind.STATE, Kind.RESIDUALS, Kind.STOP)
+_OF_AN_IMAGE = (Kind.STATE, Kind.KEPT, Kind.RESIDUALS, Kind.STOP)
 
 
 @dataclass(frozen=True)
@@ -234,5 +234,5 @@ class Traffic:
             self._inbox.put((word, numbers))
         elif word.kind is Kind.RESIDUALS and ring.place != self._last:
             self.send(word, numbers)
-        elif word.kind in (Kind.STATE, Kind.RESIDUALS):
+        elif word.kind in (Kind.STATE, Kind.KEPT, Kind.RESIDUALS):
             self._inbox.put((word, numbers))

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from sidestep.kernels.core import PararealSchedule
 from sidestep.runtime.engine_chains import Chains
-from sidestep.runtime.engine_parareal import Boundary, Image, Start
+from sidestep.runtime.engine_images import Boundary, Image, Start
 from sidestep.runtime.engine_rows import Live, Row
 from sidestep.runtime.engine_state import EngineState
 from sidestep.runtime.engine_step import take_step
@@ -108,6 +108,7 @@ class BlockRun:
             device=device,
         )
         live.table_lines = self._state.table.acquire(plan)
+        parallel.elsewhere = ring.size > 1
         self._free, self._rows = list(range(slots)), list[Row]()
         self._waiting: list[tuple[tuple[int, int, int, int], Row]] = []  # without a slot, a heap
         self._carried: dict[tuple[int, int, int], Tensor] = {}  # image, block, iterate: [B, 2]
@@ -150,7 +151,7 @@ class BlockRun:
         self._settle(self._parallel.judge())
 
     def _arrive(self, image: Image, word: Word, numbers: Tensor) -> None:
-        """A boundary: the block after it starts from it."""
+        """A boundary: the block after it starts from it, or has already."""
         residuals = numbers[-2 * self._parallel.blocks :].view(-1, 2)
         state = numbers[: -residuals.numel()].view(self._live.request.plan.registers, -1)
         schedule = image.schedule
@@ -160,7 +161,11 @@ class BlockRun:
             self._note(image, word.block, word.iterate, residuals)
         if chain.block < self._parallel.blocks:
             self._carried[image.index, chain.block, chain.iterate] = residuals
-        self._begin(self._live.follow(Start(image, chain, state)))
+        if word.kind is Kind.STATE:
+            self._begin(self._live.follow(Start(image, chain, state)))
+            return
+        for start in self._parallel.share(image, chain):
+            self._pass_on(start)
 
     def _note(
         self,
@@ -170,8 +175,10 @@ class BlockRun:
         residuals: Tensor,  # [B, 2]
     ) -> None:
         """Residuals of an iterate as far as that block, for the stopping rule."""
+        told = residuals.tolist()
         for i in range(max(1, iterate), block + 1):
-            image.residuals[i, iterate] = residuals[i - 1]
+            change, size = told[i - 1]
+            image.residuals[i, iterate] = change, size
 
     def _begin(self, row: Row) -> None:
         heapq.heappush(self._waiting, (_urgency(row), row))
@@ -229,7 +236,7 @@ class BlockRun:
         return chosen
 
     def _pass_on(self, start: Start) -> None:
-        """A boundary has been formed here: the next block starts from it, wherever it is."""
+        """A boundary has been formed here, from which the next block starts, wherever that is."""
         image, block, iterate = start.image, start.chain.block - 1, start.chain.iterate
         if self._ring.size == 1:
             self._begin(self._live.follow(start))
@@ -238,9 +245,11 @@ class BlockRun:
         if residuals is None:  # the first boundary of its iterate, or of all
             residuals = torch.zeros(self._parallel.blocks, 2, device=start.state.device)
         if not image.finished:
-            residuals[block - 1] = image.residuals[block, iterate]
-            numbers = torch.cat([start.state.flatten(), residuals.flatten()])
-            word = Word(Kind.STATE, image.index, block, iterate, size=len(numbers))
+            residuals[block - 1] = torch.tensor(image.residuals[block, iterate])
+            state = start.state.flatten() if start.moved else start.state.new_empty(0)
+            numbers = torch.cat([state, residuals.flatten()])
+            kind = Kind.STATE if start.moved else Kind.KEPT
+            word = Word(kind, image.index, block, iterate, size=len(numbers))
             self._traffic.send(word, numbers)
             needed = 0 if iterate < 2 or self._last else self._parallel.stop.needed(iterate - 1)
             if block == needed:
