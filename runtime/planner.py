@@ -28,11 +28,11 @@ from numpy.typing import NDArray
 from sidestep.kernels.core import simulate_parareal
 from sidestep.runtime.latency import Latency, Overhead
 from sidestep.runtime.methods.srds import SRDS
+from sidestep.runtime.methods.srds_blocks import block_counts, expected_iterations
 
 WORTHWHILE = 1.05
 """Speed-up below which nothing but the plain loop is recommended."""
 
-_FINEST = 40  # block lengths that are tried for one number of steps, about
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,36 +86,6 @@ class Cost:
     ticks: float
     evaluations: float
     seconds: float
-
-
-_EXPECTED = (
-    (0.03, 1.0),
-    (0.05, 1.4),
-    (0.06, 1.8),
-    (0.08, 3.0),
-    (0.1, 3.5),
-    (0.16, 4.0),
-    (0.3, 8.0),
-)
-"""K_hat by the share of the trajectory that a block has, 1 / B."""
-
-
-def expected_iterations(blocks: int) -> float:
-    """K_hat: iterations that an image needs on average at the default tolerance of 0.05.
-
-    It depends on the share of a block in the trajectory, hardly on the number of steps, and most
-    on the image: 1 to 9. Measured on the bundled model (DDIM, guidance 7.5, 2 to 4 novel prompts
-    each) with the Krylov coarse solver; `sidestep bench srds --steps N --blocks B` measures such a
-    column, and docs/results/srds.md has those of the default number of blocks:
-
-        N, steps of a block    100, 3  100, 5  50, 3  100, 7  25, 2  50, 4  100, 10  25, 3  25, 4
-        1 / B                  0.03    0.05    0.06   0.07    0.08   0.08   0.10     0.11   0.14
-        K, mean                1.0     1.3     1.8    2.5     4.0    2.8    3.5      3.8    3.8
-
-    Longer blocks are extrapolated: they are exact, and slow, after as many iterations as blocks.
-    """
-    shares, counts = zip(*_EXPECTED, strict=True)
-    return min(float(blocks), float(np.interp(1 / blocks, shares, counts)))
 
 
 def predict(
@@ -241,11 +211,14 @@ def plan(
                     f"{cost.evaluations:.0f} evaluations instead of {steps}",
                 )
             )  # fmt: skip
-    found.sort(key=lambda one: -one.speedup)
+    found.sort(key=lambda one: (-round(one.speedup, 9), one.evaluations))
     choice = found[0]
     if choice.speedup < WORTHWHILE:
         choice = next(one for one in found if one.kind == "serial")
-    reason = choice.reason if choice.kind != "serial" else _why_serial(latency, found, images)
+    if choice.kind == "serial":
+        reason = _why_serial(latency, found, images)
+    else:
+        reason = choice.reason + _beside(choice, found)
     return Decision(choice=choice, reason=reason, candidates=tuple(found))
 
 
@@ -269,17 +242,6 @@ def settings_of(candidate: Candidate, tolerance: float = 0.05) -> SRDS | None:
     if candidate.kind != "srds":
         return None
     return SRDS(blocks=candidate.blocks, width=candidate.width, tolerance=tolerance)
-
-
-def block_counts(steps: int) -> list[int]:
-    """Numbers of blocks worth a try, descending: from two steps a block to two blocks.
-
-    All of them up to about 40 lengths, then in steps of a few percent; that of the default is
-    among them.
-    """
-    lengths = np.unique(np.geomspace(2, max(2, steps / 2), _FINEST).round().astype(int))
-    counts = {-(-steps // int(m)) for m in lengths} | {len(SRDS().bounds(steps)) - 1}
-    return sorted((B for B in counts if 1 < B < steps), reverse=True)
 
 
 def _expected(
@@ -325,6 +287,14 @@ def _plain(
         )
         for kind, seconds, reason in ways
     ]  # fmt: skip
+
+
+def _beside(choice: Candidate, found: Sequence[Candidate]) -> str:
+    """What SRDS would have given instead; empty where it was chosen, or has nothing to run."""
+    best = next((one for one in found if one.kind == "srds"), None)
+    if best is None or choice.kind == "srds":
+        return ""
+    return f"; SRDS would run at {best.speedup:.2f} of the serial speed"
 
 
 def _why_serial(latency: Latency, found: Sequence[Candidate], images: int) -> str:

@@ -50,6 +50,7 @@ from typing import SupportsIndex
 import numpy as np
 
 from sidestep.runtime.methods.coarse import COARSE
+from sidestep.runtime.methods.srds_blocks import default_blocks, equal_bounds
 from sidestep.runtime.plan import Plan
 
 _LOOKED_AT = 4  # boundaries, the last that show a contraction
@@ -66,8 +67,9 @@ class SRDS:
 
     Attributes:
         blocks: How many blocks of nearly equal length, or where they begin and end: whole numbers
-            from 0 to the number of steps. None for blocks of about ``sqrt(N) / 2`` steps, at least
-            2: with one block for each step all iterates come at the end.
+            from 0 to the number of steps. None for what the planner picks for a device on which a
+            call for all blocks takes as long as one for one (`default_blocks`); `sidestep.auto`
+            picks by what it measures.
         tolerance: Root mean square of the error in the latents (float32, clean latents of unit
             variance) at which an image stops. 0 stops when nothing changes any more, bit for bit.
         max_iterations: Most iterations; None for as many as there are blocks, after which the
@@ -121,10 +123,10 @@ class SRDS:
                     f"{steps}"
                 )
             return tuple(self.blocks)
-        count = int(self.blocks or 0) or -(-steps // max(2, round(math.sqrt(steps) / 2)))
+        count = int(self.blocks or 0) or default_blocks(steps)
         if count > steps:
             raise ValueError(f"SRDS: {count} blocks of {steps} steps, expected at most {steps}")
-        return tuple(round(i * steps / count) for i in range(count + 1))
+        return equal_bounds(steps, count)
 
     @property
     def allowed(self) -> float:

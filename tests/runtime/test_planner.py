@@ -10,11 +10,10 @@ import pytest
 from sidestep.kernels.core import parareal_cost, simulate_parareal
 from sidestep.runtime.latency import Latency, Overhead
 from sidestep.runtime.methods.srds import SRDS
+from sidestep.runtime.methods.srds_blocks import block_counts, expected_iterations
 from sidestep.runtime.planner import (
     WORTHWHILE,
-    block_counts,
     choose,
-    expected_iterations,
     plan,
     predict,
     settings_of,
@@ -206,6 +205,8 @@ def test_exact_ways_over_several_ranks_are_preferred_where_they_are_quicker() ->
     assert (choice.kind, choice.ticks, choice.iterations) == ("guidance", 50, 0)
     assert choice.speedup == pytest.approx(2)
     assert settings_of(choice) is None
+    reason = plan(linear(0.0), 50, ranks=2, branches=2).reason
+    assert "exact; SRDS would run at 0." in reason  # of the serial speed
     kinds = {o.kind for o in plan(linear(0.0), 50, ranks=4, branches=2, images=4).candidates}
     assert kinds == {"serial", "guidance", "images", "srds"}
     choice = plan(linear(0.0), 50, ranks=4, images=4).choice
@@ -217,6 +218,30 @@ def test_too_few_steps_have_no_blocks() -> None:
     assert decision.choice.kind == "serial" and "too few steps" in decision.reason
     with pytest.raises(ValueError, match="steps is 0"):
         plan(linear(1.0), 0)
+
+
+@pytest.mark.parametrize("steps", [11, 16, 25, 50, 100, 196, 961])
+def test_the_default_is_what_is_picked_where_calls_of_any_size_take_as_long(steps: int) -> None:
+    flat = Latency(((1.0, T1), (2.0 * steps, T1)))
+    default = len(SRDS().bounds(steps)) - 1
+    best = next(one for one in plan(flat, steps).candidates if one.kind == "srds")
+    assert best.blocks == default
+    assert best.ticks < steps
+
+
+@pytest.mark.parametrize(
+    ("steps", "blocks"), [(1, 1), (2, 1), (3, 2), (4, 2), (10, 5), (25, 13), (50, 17), (100, 20),
+                          (196, 22), (961, 34)]
+)  # fmt: skip
+def test_default_blocks(steps: int, blocks: int) -> None:
+    bounds = SRDS().bounds(steps)
+    assert len(bounds) - 1 == blocks
+    assert (bounds[0], bounds[-1]) == (0, steps)
+
+
+def test_a_long_plan_has_no_more_blocks_than_the_schedule_takes() -> None:
+    assert max(block_counts(20000)) <= 4096
+    assert SRDS().bounds(20000)[-1] == 20000
 
 
 @pytest.mark.parametrize("steps", [3, 7, 25, 196, 961])

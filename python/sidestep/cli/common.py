@@ -79,7 +79,10 @@ MaxSkip = Annotated[
 ]
 Blocks = Annotated[
     int | None,
-    typer.Option(help="SRDS: blocks that run at once. Of about sqrt(steps) / 2 if not given."),
+    typer.Option(
+        help="SRDS: blocks that run at once. The best where a call of any size takes as long if "
+        "not given."
+    ),
 ]
 Tolerance = Annotated[
     float | None,

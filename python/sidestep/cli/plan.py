@@ -32,7 +32,10 @@ def plan(
     images: Annotated[int, typer.Option(help="Images made together.")] = 1,
     ranks: Annotated[
         list[int] | None,
-        typer.Option(help="Devices like this one (repeat). Default: 1 2 4 8."),
+        typer.Option(
+            help="Devices (repeat), each as fast as this one: processes that share one are not. "
+            "Default: 1 2 4 8."
+        ),
     ] = None,
     iterations: Annotated[
         float | None, typer.Option(help="Iterations an image is expected to need.")
