@@ -28,7 +28,7 @@ from sidestep.runtime.engine_request import Request, Result
 from sidestep.runtime.engine_rows import Live
 from sidestep.runtime.methods.srds import SRDS
 from sidestep.runtime.ranks_calls import Calls, Helper, Model, Team, help_leader, sentence_of
-from sidestep.runtime.ranks_links import Link, RankError, Wire
+from sidestep.runtime.ranks_links import Link, RankError, Wire, greeting_of
 from sidestep.runtime.ranks_ring import Ring, Traffic
 from sidestep.runtime.ranks_run import BlockRun, SharedSchedule
 
@@ -151,6 +151,7 @@ class Ranks:
         *,
         dtype: torch.dtype = torch.float32,
         buckets: Sequence[int] | None = None,
+        also: Sequence[str] = (),
     ) -> Result:
         """Runs a request; every rank makes the same call.
 
@@ -161,6 +162,8 @@ class Ranks:
             model: As for the engine: ``model(batch)`` returns ``[N, *shape]``.
             dtype: Of the model's inputs and outputs.
             buckets: Sizes of a model call, ascending, as the engine has them; None for any number.
+            also: What else must be the same on all ranks, in a few words each, such as the name
+                and a digest of what only the model reads. Where it is not, the run fails.
 
         Returns:
             The result, with the summary of the calls that this rank has made.
@@ -183,9 +186,13 @@ class Ranks:
                 "branches of a row"
             )
         plan, x = request.plan, request.x
-        greeting = (
-            f"{list(x.shape)} latents, {plan.name} {plan.digest[:16]}, {request.method}, guidance "
-            f"{live.weights[0]}, {dtype}"
+        greeting = greeting_of(
+            f"{list(x.shape)} latents",
+            f"{len(plan)} steps of {plan.name} {plan.digest[:16]}",
+            *also,
+            f"guidance {live.weights[0]}",
+            str(dtype),
+            repr(request.method),
         )
         whole = tuple(range(live.branches))
         branches = whole if self.team == 1 else (self.rank % self.team,)

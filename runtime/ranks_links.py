@@ -9,6 +9,7 @@ gloo as well.
 from __future__ import annotations
 
 import enum
+import itertools
 import re
 import struct
 import threading
@@ -24,6 +25,7 @@ from torch import Tensor
 _HEAD = struct.Struct("<7qd")
 _BYTES = 1024
 _WORDS, _NUMBERS = 0, 1  # tags
+_BETWEEN = "; "  # the parts of a greeting
 
 
 def cut(text: str) -> str:
@@ -49,9 +51,20 @@ def _reason(error: Exception) -> str:
     return said.strip().rstrip(".")
 
 
+def greeting_of(*parts: str) -> str:
+    """What run it is, so that `differ` can tell in which part two ranks differ."""
+    return _BETWEEN.join(parts)
+
+
 def differ(rank: int, own: str, told: str) -> str:
-    """That a rank has been asked for another run than the first one."""
-    return f"rank {rank} was given {own}, expected the same as the rank before: {told}"
+    """That a rank has been asked for another run than the first one, and what is other about it."""
+    mine, others = cut(own).split(_BETWEEN), cut(told).split(_BETWEEN)
+    pairs = itertools.zip_longest(mine, others, fillvalue="nothing more")
+    given, expected = zip(*(pair for pair in pairs if pair[0] != pair[1]), strict=True)
+    return (
+        f"rank {rank} was given {', '.join(given)}, expected the same as the rank before: "
+        f"{', '.join(expected)}"
+    )
 
 
 class RankError(RuntimeError):

@@ -27,6 +27,8 @@ _EXPORTS = {
     "Engine": "sidestep.runtime.engine",
     "Plan": "sidestep.runtime.plan",
     "QueueFull": "sidestep.runtime.engine",
+    "RankError": "sidestep.runtime.ranks",
+    "Ranks": "sidestep.runtime.ranks",
     "Request": "sidestep.runtime.engine",
     "Result": "sidestep.runtime.engine",
     "SRDS": "sidestep.runtime.methods.srds",
@@ -47,6 +49,8 @@ __all__ = [
     "Engine",
     "Plan",
     "QueueFull",
+    "RankError",
+    "Ranks",
     "Request",
     "Result",
     "SidestepScheduler",
@@ -69,6 +73,7 @@ if TYPE_CHECKING:
     from sidestep.runtime.methods.adaptive import Adaptive
     from sidestep.runtime.methods.srds import SRDS
     from sidestep.runtime.plan import Plan
+    from sidestep.runtime.ranks import RankError, Ranks
     from sidestep.runtime.sample import sample
     from sidestep.runtime.solvers import Solver
     from sidestep.runtime.thresholding import DynamicThreshold

@@ -11,7 +11,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -196,33 +196,37 @@ def job_sets(found: dict[str, Any]) -> None:
         found[case] = told(ranks, request_of(case), model)
 
 
-def start(job: str, size: int, folder: str, rank: int) -> None:
+Jobs = Mapping[str, Callable[[dict[str, Any]], None]]
+"""By name, what every process of a job does; it writes down what it finds."""
+
+
+def start(jobs: Jobs, job: str, size: int, folder: str, rank: int) -> None:
     """One process that was forked."""
     store = f"file://{folder}/{job}-{size}-store"
     dist.init_process_group("gloo", init_method=store, rank=rank, world_size=size)
-    work(job, size, folder)
+    work(jobs, job, size, folder)
     os._exit(0)  # without a barrier: other ranks may be dead
 
 
-def work(job: str, size: int, folder: str) -> None:
+def work(jobs: Jobs, job: str, size: int, folder: str) -> None:
     """A rank's part of a job."""
     torch.set_num_threads(1)
     found: dict[str, Any] = {}
-    globals()[f"job_{job}"](found)
+    jobs[job](found)
     torch.save(found, Path(folder) / f"{job}-{size}-{dist.get_rank()}.pt")
 
 
-def main(folder: str, jobs: Sequence[str]) -> None:
-    """All jobs, one after the other."""
+def main(jobs: Jobs, folder: str, wanted: Sequence[str]) -> None:
+    """All wanted jobs, one after the other."""
     if "RANK" in os.environ:
         dist.init_process_group("gloo")
-        work(jobs[0], dist.get_world_size(), folder)
+        work(jobs, wanted[0], dist.get_world_size(), folder)
         dist.destroy_process_group()
         return
     context = multiprocessing.get_context("fork")  # before this process has any other thread
-    for job, size in (each.split(":") for each in jobs):
+    for job, size in (each.split(":") for each in wanted):
         processes = [
-            context.Process(target=start, args=(job, int(size), folder, rank))
+            context.Process(target=start, args=(jobs, job, int(size), folder, rank))
             for rank in range(int(size))
         ]
         for process in processes:
@@ -232,4 +236,5 @@ def main(folder: str, jobs: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2:])
+    named = {name.removeprefix("job_"): job for name, job in globals().items() if "job_" in name}
+    main(named, sys.argv[1], sys.argv[2:])

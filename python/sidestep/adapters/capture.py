@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -212,6 +212,11 @@ class Library:
             and old.keys() == leaves.keys()
             and all(same_value(old[path], leaves[path]) for path in leaves)
         )
+
+    def leaves(self) -> Iterator[tuple[str, Any]]:
+        """All values that are kept, with what they are called."""
+        for known in self.known:
+            yield from self._leaves[id(known)].items()
 
     def expect_unwritten(self) -> None:
         """Raises CannotCapture if the pipeline has written into a tensor that is kept."""

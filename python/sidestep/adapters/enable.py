@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
     from diffusers import DiffusionPipeline
 
+    from sidestep.runtime.ranks import Ranks
+
 __all__ = ["Handle", "Summary", "disable", "enable"]
 
 
@@ -28,6 +30,7 @@ def enable(
     *,
     driver: str | None = None,
     on_step: OnStep | None = None,
+    ranks: Ranks | None = None,
 ) -> Handle:
     """Runs ``pipe`` with a method from now on.
 
@@ -46,14 +49,18 @@ def enable(
         on_step: For ``"whole"``: called ``on_step(k, x, rows)`` with the latents of the rows that
             have taken step ``k``; with `SRDS`, the present estimate of the finished latents of the
             rows that are in iterate ``k``.
+        ranks: For `SRDS`: the processes of a job, each with the same pipeline, which make every
+            picture together (docs/srds.md). Every one calls `enable`, and the pipeline with the
+            same arguments, a generator with the same seed among them; every one gets the pictures.
+            With ``driver="whole"`` and no method too, where they share the guidance branches only.
 
     Returns:
         The handle that turns it off, also as a context manager, and that has the summary.
 
     Raises:
         ValueError: The pipeline is enabled already, shares its model with one that is, or has a
-            scheduler under which the method means nothing.
-        TypeError: ``method`` is not the settings of a method.
+            scheduler under which the method means nothing; or ``ranks`` cannot share the method.
+        TypeError: ``method`` is not the settings of a method, or ``ranks`` are none.
     """
     driver = driver or ("whole" if isinstance(method, SRDS) else "stepwise")
     if driver == "stepwise" and isinstance(method, SRDS):
@@ -71,7 +78,9 @@ def enable(
             f"enable: method is {method!r}, expected settings such as sidestep.Adaptive(...) or "
             "sidestep.SRDS(...)"
         )
-    handle = Handle(pipe, method, driver, on_step)
+    if ranks is not None:
+        _check_ranks(ranks, method)
+    handle = Handle(pipe, method, driver, on_step, ranks)
     handle._attach()
     return handle
 
@@ -102,6 +111,7 @@ class Handle:
         method: Method | SRDS | None,
         driver: str = "stepwise",
         on_step: OnStep | None = None,
+        ranks: Ranks | None = None,
     ) -> None:
         """Prepares; nothing is touched yet."""
         self.method = method
@@ -110,7 +120,7 @@ class Handle:
         parts_of(pipe)  # refuses what has none
         self._driver: Stepwise | WholeTrajectory
         if driver == "whole" or method is None or isinstance(method, SRDS):
-            self._driver = WholeTrajectory(method, on_step)
+            self._driver = WholeTrajectory(method, on_step, ranks)
         else:
             self._driver = Stepwise(method.criterion(), method=repr(method))
         self._attached: list[Any] = []
@@ -185,4 +195,17 @@ def _refuse_owned(obj: Any) -> None:
         raise ValueError(
             f"enable: {type(obj).__name__} is enabled already; disable it first "
             "(a pipeline that shares its model or scheduler counts)"
+        )
+
+
+def _check_ranks(ranks: Any, method: Method | SRDS | None) -> None:
+    """Raises TypeError or ValueError unless ``ranks`` can run the method together."""
+    from sidestep.runtime.ranks import Ranks
+
+    if not isinstance(ranks, Ranks):
+        raise TypeError(f"enable: ranks is {ranks!r}, expected sidestep.Ranks(...)")
+    if not (isinstance(method, SRDS) or (method is None and ranks.size == ranks.team)):
+        raise ValueError(
+            f"enable: ranks share the blocks of SRDS, expected method=sidestep.SRDS(...), got "
+            f"{method!r}"
         )

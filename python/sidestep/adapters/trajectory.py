@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from diffusers.schedulers.scheduling_utils import SchedulerOutput
 from torch import Tensor
@@ -30,6 +30,9 @@ from sidestep.runtime.methods.criterion import Method
 from sidestep.runtime.methods.srds import SRDS
 from sidestep.runtime.plan import Plan
 from sidestep.runtime.summary import Summary
+
+if TYPE_CHECKING:
+    from sidestep.runtime.ranks import Ranks
 
 _HELPERS = 100_000  # stand-ins for what helpers return are numbered from here
 OnStep = Callable[[int, Tensor, Sequence[int]], object]
@@ -71,11 +74,17 @@ class WholeTrajectory:
     Attributes:
         method: Settings of a method, or None to call the model at every step.
         on_step: Called ``on_step(k, x, rows)`` as in `Request`, with the real latents.
+        ranks: The processes that run each trajectory together; None for this one alone.
     """
 
-    def __init__(self, method: Method | SRDS | None = None, on_step: OnStep | None = None) -> None:
+    def __init__(
+        self,
+        method: Method | SRDS | None = None,
+        on_step: OnStep | None = None,
+        ranks: Ranks | None = None,
+    ) -> None:
         """Makes a driver; nothing is touched."""
-        self.method, self.on_step = method, on_step
+        self.method, self.on_step, self.ranks = method, on_step, ranks
         self._recording = _Recording()
         self._summary: Summary | None = None
         self._compiled: dict[str, Plan] = {}
@@ -240,11 +249,10 @@ class WholeTrajectory:
     # -- what is done -----------------------------------------------------------------------------
 
     def _run(self, trajectory: Trajectory, latents: Tensor, generator: Any) -> Tensor:
-        """Runs the trajectory in the engine: ``[S, ...]`` like ``latents``."""
+        """Runs the trajectory: ``[S, ...]`` like ``latents``."""
         trajectory.library.expect_unwritten()
-        result, ticks = run_trajectory(
-            trajectory, self.method, trajectory.noise(latents, generator), self.on_step
-        )
+        noise = trajectory.noise(latents, generator)
+        result, ticks = run_trajectory(trajectory, self.method, noise, self.on_step, self.ranks)
         self._summary = replace(result.summary, method=self._label, ticks=ticks)
         if result.error is not None:
             raise result.error

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from sidestep.adapters.trajectory_ranks import run_on_ranks
 from sidestep.adapters.trajectory_record import Trajectory
 from sidestep.runtime.denoisers import RecordedDenoiser, RecordedStep
 from sidestep.runtime.engine import Batch, Engine, Request, Result
 from sidestep.runtime.methods.criterion import Course, Criterion, Decision, Method, Observation
 from sidestep.runtime.methods.srds import SRDS
+
+if TYPE_CHECKING:
+    from sidestep.runtime.ranks import Ranks
 
 _MOST_BRANCHES = 3  # of the fused step; the denoiser combines more of them itself
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -23,11 +28,16 @@ def run_trajectory(
     method: Method | SRDS | None,
     noise: Callable[[int, int], Tensor] | None,
     on_step: Callable[[int, Tensor, Sequence[int]], object] | None,
+    ranks: Ranks | None = None,
 ) -> tuple[Result, int]:
-    """Runs all of it.
+    """Runs all of it, in an engine or over the ranks of a job.
 
     Returns:
         What became of it, and the number of model calls, those of the recording included.
+
+    Raises:
+        RankError: Something went wrong on a rank.
+        ValueError: The ranks have another device, or another number of guidance branches.
     """
     plan, start, steps = trajectory.plan, trajectory.start, trajectory.steps
     mixes = _mixes(trajectory)
@@ -36,43 +46,55 @@ def run_trajectory(
     dtype = steps[0].calls[0].arguments.dtype
     dtype = dtype if dtype in _DTYPES else torch.float32
     chosen: Method | SRDS | None = method
-    history, capacity = 0, len(start)
+    if method is not None and not isinstance(method, SRDS):
+        chosen = Interrupted(method, kinds_of(steps))
+    request = Request(
+        plan=plan,
+        x=start.float(),
+        guidance=[[1.0]] * len(plan) if mixes is not None else _weights(trajectory),
+        method=chosen,
+        noise=noise,
+        on_step=on_step,
+    )
+
+    def model(batch: Batch) -> Tensor:
+        lines = list(zip(batch.steps, batch.rows, batch.branches, strict=True))
+        return denoiser(batch.x, lines).to(dtype)
+
+    if ranks is None:
+        result = _run_here(request, model, branches, dtype)
+    else:
+        result = run_on_ranks(ranks, trajectory, request, model, dtype)
+    return result, denoiser.ticks + len(steps[0].calls)
+
+
+def _run_here(
+    request: Request, model: Callable[[Batch], Tensor], branches: int, dtype: torch.dtype
+) -> Result:
+    """Runs a request in an engine of its own."""
+    plan, x, method = request.plan, request.x, request.method
+    history, capacity = 0, len(x)
     if isinstance(method, SRDS):
         capacity *= method.rows(len(plan))
     elif method is not None:
-        chosen = Interrupted(method, kinds_of(steps))
-        history = chosen.criterion().history
+        history = method.criterion().history
     engine = Engine(
-        tuple(start.shape[1:]),
+        tuple(x.shape[1:]),
         capacity=capacity,
         buckets=tuple(range(1, branches * capacity + 1)),
         dtype=dtype,
-        device=start.device,
+        device=x.device,
         registers=plan.registers,
         history=history,
         branches=branches,
         queue=1,
         table_steps=len(plan),
     )
-    guidance = [[1.0]] * len(plan) if mixes is not None else _weights(trajectory)
-    engine.submit(
-        Request(
-            plan=plan,
-            x=start.float(),
-            guidance=guidance,
-            method=chosen,
-            noise=noise,
-            on_step=on_step,
-        )
-    )
+    engine.submit(request)
     for batch in engine:
-        engine.complete(batch, _evaluate(denoiser, batch).to(dtype))
+        engine.complete(batch, model(batch))
     (result,) = engine.results()
-    return result, denoiser.ticks + len(steps[0].calls)
-
-
-def _evaluate(denoiser: RecordedDenoiser, batch: Batch) -> Tensor:  # [N, ...]
-    return denoiser(batch.x, list(zip(batch.steps, batch.rows, batch.branches, strict=True)))
+    return result
 
 
 def _weights(trajectory: Trajectory) -> list[list[float]]:  # [K][G]
