@@ -300,7 +300,10 @@ def _beside(choice: Candidate, found: Sequence[Candidate]) -> str:
 def _why_serial(latency: Latency, found: Sequence[Candidate], images: int) -> str:
     others = [one for one in found if one.kind == "srds"]
     if not others:
-        return "there are too few steps: no number of blocks makes fewer calls in a row"
+        return (
+            "there are too few steps, or the width is too small: no number of blocks makes fewer "
+            "calls in a row"
+        )
     best = others[0]
     together = max(2, round(best.evaluations / best.ticks / best.ranks))
     ratio = float(latency(together * images) / latency(images))

@@ -37,7 +37,9 @@ machine. Assumed, not measured: a process that plans has nobody to send to."""
 LINES = 32
 """Lines of the largest measured model call for each image, where no other number is given."""
 
-_FEWEST_STEPS = 4  # of a recording, which needs calls after the first
+FEWEST_STEPS = 4
+"""Of a recording, which needs calls after the first."""
+
 _BETWEEN = 2  # calls of each size between the runs of a check
 
 
@@ -130,7 +132,31 @@ def measure(
         UserError: The pipeline cannot be called with these arguments.
         ValueError: It is enabled already, or SRDS cannot take it over; it says why.
     """
-    trajectory, each = record(pipe, max(steps, _FEWEST_STEPS), images, arguments)
+    trajectory, each = record(pipe, max(steps, FEWEST_STEPS), images, arguments)
+    return measure_recorded(
+        trajectory, each, max_batch=max_batch, repeats=repeats, budget=budget, on_call=on_call
+    )
+
+
+def measure_recorded(
+    trajectory: Trajectory,
+    each: float = 0.0,
+    *,
+    max_batch: int | None = None,
+    repeats: int = 5,
+    budget: float = 30.0,
+    on_call: Callable[[], None] | None = None,
+) -> Measured:
+    """As `measure`, where the calls have been written down already, of four steps or more.
+
+    Args:
+        trajectory: The calls.
+        each: Seconds that the recording of a step takes.
+        max_batch: As for `measure`, and so are the others.
+        repeats: Calls of each size.
+        budget: Seconds, about.
+        on_call: Called after every measured call.
+    """
     branches = len(trajectory.library.branches)
     lines = max_batch or LINES * len(trajectory.start)
     sizes = sizes_of(trajectory, branches, lines // branches, repeats, budget)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from sidestep.adapters.attach import Part, is_compiled, overrides_of, parts_of
 from sidestep.adapters.refusals import refuse_unsuitable
@@ -26,7 +26,7 @@ __all__ = ["Handle", "Summary", "disable", "enable"]
 
 def enable(
     pipe: DiffusionPipeline,
-    method: Method | SRDS | None = None,
+    method: Method | SRDS | Literal["auto"] | None = None,
     *,
     driver: str | None = None,
     on_step: OnStep | None = None,
@@ -42,10 +42,11 @@ def enable(
         pipe: A pipeline with a ``unet`` or ``transformer`` and a ``scheduler`` that suits the
             method (docs/pipelines.md).
         method: Its settings. None is the default `Adaptive` for the stepwise driver, and every
-            model call for the other one.
+            model call for the other one. ``"auto"`` is `SRDS` or every call: the first generation
+            takes some seconds more to measure what is quicker here, and the summary says it.
         driver: ``"stepwise"``, the pipeline's own loop; or ``"whole"``, the whole trajectory in the
-            engine (docs/whole-trajectory.md). None is ``"whole"`` for `SRDS`, which needs it, and
-            else ``"stepwise"``.
+            engine (docs/whole-trajectory.md). None is ``"whole"`` for `SRDS` and ``"auto"``, which
+            need it, and else ``"stepwise"``.
         on_step: For ``"whole"``: called ``on_step(k, x, rows)`` with the latents of the rows that
             have taken step ``k``; with `SRDS`, the present estimate of the finished latents of the
             rows that are in iterate ``k``.
@@ -62,8 +63,9 @@ def enable(
             scheduler under which the method means nothing; or ``ranks`` cannot share the method.
         TypeError: ``method`` is not the settings of a method, or ``ranks`` are none.
     """
-    driver = driver or ("whole" if isinstance(method, SRDS) else "stepwise")
-    if driver == "stepwise" and isinstance(method, SRDS):
+    parallel = isinstance(method, SRDS) or method == "auto"
+    driver = driver or ("whole" if parallel else "stepwise")
+    if driver == "stepwise" and parallel:
         raise ValueError("enable: SRDS runs many steps at once, expected driver='whole'")
     if driver not in ("stepwise", "whole"):
         raise ValueError(f"enable: driver is {driver!r}, expected 'stepwise' or 'whole'")
@@ -73,10 +75,11 @@ def enable(
         )
     if method is None and driver == "stepwise":
         method = Adaptive()
-    if method is not None and (isinstance(method, type) or not isinstance(method, Method | SRDS)):
+    known = method is None or method == "auto" or isinstance(method, Method | SRDS)
+    if isinstance(method, type) or not known:
         raise TypeError(
             f"enable: method is {method!r}, expected settings such as sidestep.Adaptive(...) or "
-            "sidestep.SRDS(...)"
+            "sidestep.SRDS(...), or 'auto'"
         )
     if ranks is not None:
         _check_ranks(ranks, method)
@@ -101,14 +104,14 @@ class Handle:
     """A method that is on; `enable` makes it.
 
     Attributes:
-        method: The settings.
+        method: The settings, or ``"auto"``.
         active: False once it was disabled.
     """
 
     def __init__(
         self,
         pipe: DiffusionPipeline,
-        method: Method | SRDS | None,
+        method: Method | SRDS | Literal["auto"] | None,
         driver: str = "stepwise",
         on_step: OnStep | None = None,
         ranks: Ranks | None = None,
@@ -119,7 +122,11 @@ class Handle:
         self._pipe: Any = pipe
         parts_of(pipe)  # refuses what has none
         self._driver: Stepwise | WholeTrajectory
-        if driver == "whole" or method is None or isinstance(method, SRDS):
+        if isinstance(method, str):
+            from sidestep.adapters.trajectory_auto import Deciding
+
+            self._driver = Deciding(on_step)
+        elif driver == "whole" or method is None or isinstance(method, SRDS):
             self._driver = WholeTrajectory(method, on_step, ranks)
         else:
             self._driver = Stepwise(method.criterion(), method=repr(method))
@@ -198,7 +205,7 @@ def _refuse_owned(obj: Any) -> None:
         )
 
 
-def _check_ranks(ranks: Any, method: Method | SRDS | None) -> None:
+def _check_ranks(ranks: Any, method: Method | SRDS | Literal["auto"] | None) -> None:
     """Raises TypeError or ValueError unless ``ranks`` can run the method together."""
     from sidestep.runtime.ranks import Ranks
 
