@@ -121,10 +121,13 @@ def job_guidance(found: dict[str, Any]) -> None:
     """Two ranks to a team."""
     with Ranks(guidance_ranks=2, timeout=30) as ranks:
         all_cases(found, ranks)
+        pipe = build()
         if ranks.size == 2:
-            pipe = build()
             with enable(pipe, driver="whole", ranks=ranks) as handle:
                 found["serial"] = told(handle, functools.partial(made, pipe, "early"))
+        with enable(pipe, CASES["early"][0], ranks=ranks) as handle:
+            how = {"guidance_scale": 5.0 + (ranks.rank == 1)}
+            found["other guidance"] = told(handle, functools.partial(made, pipe, "early", **how))
 
 
 def job_dying(found: dict[str, Any]) -> None:

@@ -80,6 +80,13 @@ def test_ranks_that_were_given_something_else_say_so(
     assert advice in found
 
 
+@pytest.mark.parametrize("size", [2, 4])
+def test_ranks_of_a_team_say_so_too(folder: Path, size: int) -> None:
+    found = sentence(results(folder, "guidance", size)["other guidance"])
+    assert "rank 1 was given arguments of the model " in found
+    assert ", guidance (-5." in found and "pass the same prompts and settings" in found
+
+
 @pytest.mark.parametrize("size", [2, 3])
 def test_an_error_of_one_rank_is_raised_on_all_and_the_pipelines_go_on(
     folder: Path, alone: dict[str, Any], size: int
