@@ -34,7 +34,6 @@ WORTHWHILE = 1.05
 """Speed-up below which nothing but the plain loop is recommended."""
 
 
-
 @dataclass(frozen=True, kw_only=True)
 class Candidate:
     """One way to run, and what it would give.
