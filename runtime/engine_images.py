@@ -11,9 +11,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from sidestep.kernels.core import PararealSchedule
-
-Key = tuple[int, int]
-"""A block, counted from 1, and an iterate."""
+from sidestep.runtime.engine_past import Key, Past
 
 Boundary = tuple[int, int, bool, tuple[int, int, int, int] | None]
 """What the schedule lets form: block, iterate, whether it is exact, and the chain it starts."""
@@ -53,6 +51,7 @@ class Image:
         boundaries: By block, ``[R, D]`` fp32: the end of each block in its latest iterate.
         inputs: By chain, ``[R + 1, D]`` fp32: the state it starts from, and the output there.
         fine: By chain, ``[R, D]`` fp32: where it ended.
+        past: What a coarse solver keeps that looks back.
         sources: By chain that does not run: the one that runs in its place.
         residuals: By boundary, mean squares of its change, and of itself.
         latents: By iterate, ``[D]`` fp32: x_B^p, until it is judged.
@@ -68,6 +67,7 @@ class Image:
     boundaries: dict[int, Tensor] = field(default_factory=dict)
     inputs: dict[Key, Tensor] = field(default_factory=dict)
     fine: dict[Key, Tensor] = field(default_factory=dict)
+    past: Past = field(default_factory=Past)
     sources: dict[Key, Key] = field(default_factory=dict)
     residuals: dict[Key, tuple[float, float]] = field(default_factory=dict)
     latents: dict[int, Tensor] = field(default_factory=dict)
@@ -92,6 +92,7 @@ class Image:
         formed = []
         for iterate in self._sharing(chain):
             self.inputs[chain.block, iterate] = inputs
+            self.past.share(chain.key, (chain.block, iterate))
             formed += self.schedule.coarse(chain.block, iterate)
         return formed
 
@@ -109,6 +110,7 @@ class Image:
         self.sources[chain.key] = self.sources.get(before, before)
         if before in self.inputs:
             self.inputs[chain.key] = self.inputs[before]
+            self.past.share(before, chain.key)
             formed += self.schedule.coarse(*chain.key)
         if before in self.fine:
             self.fine[chain.key] = self.fine[before]
@@ -126,6 +128,7 @@ class Image:
         self.latents = {p: x for p, x in self.latents.items() if p == iterate}
         for kept in (self.boundaries, self.inputs, self.fine, self.sources, self.residuals):
             kept.clear()
+        self.past.clear()
 
     def forget(self, iterate: int) -> None:
         """That iterate does not suffice: what only it was judged by is let go."""

@@ -64,7 +64,7 @@ class Parareal:
             ValueError: The plan cannot be cut so.
         """
         settings.check(plan)
-        self.settings, self.bounds = settings, settings.bounds(len(plan))
+        self.settings, self.bounds = settings, settings.bounds(plan)
         self.blocks = len(self.bounds) - 1
         self.most = settings.iterations(self.blocks)
         self._registers = plan.registers
@@ -96,6 +96,8 @@ class Parareal:
         for row, inputs in begun:
             image, chain = self.chain_of(row)
             inputs = torch.cat([inputs[: self._registers], inputs[-1:]])
+            if self._coarse.looks_back:
+                inputs = image.past.begin(self._coarse, chain.key, inputs)
             formed += [(image, each) for each in image.begun(chain, inputs)]
         for row, state in ended:
             image, chain = self.chain_of(row)
@@ -136,12 +138,14 @@ class Parareal:
         like = next(iter(turn[0][0].inputs.values()))
         nothing, state = torch.zeros_like(like), torch.zeros_like(like[:-1])
         before, fine, new, old = [], [], [], []
-        for image, (block, iterate, exact, _) in turn:
+        for image, (block, iterate, exact, next_chain) in turn:
             key, last = (block, iterate), (block, iterate - 1)
             before.append(image.boundaries.get(block, state))
             fine.append(state if iterate == 0 else image.fine.pop(last))
             old.append(nothing if iterate == 0 else image.inputs.pop(last))
-            new.append(old[-1] if exact else image.inputs[key])
+            acted = old[-1] if exact else image.inputs[key]
+            new.append(image.past.guesses.pop(key, acted))
+            image.past.hand_on(block, iterate, exact, next_chain is not None)
         change = torch.stack(new), torch.stack(old)
         boundary, ends = torch.stack(before), torch.stack(fine)
         last_ones = boundary.clone() if self.settings.allowed == 0 else None

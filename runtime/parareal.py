@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from sidestep.runtime.methods.coarse import COARSE
+from sidestep.runtime.methods.coarse import COARSE, Hold
 from sidestep.runtime.plan import Model, Noise, Plan
 
 
@@ -37,8 +37,7 @@ def parareal(
     """
     solver = COARSE[coarse](plan, bounds, x.device)
     blocks, count = range(1, len(bounds)), len(x)
-    start = torch.zeros(count, plan.registers, *x.shape[1:], dtype=x.dtype, device=x.device)
-    start[:, 0] = x
+    start = torch.cat([x[:, None], x.new_zeros(count, plan.registers - 1, *x.shape[1:])], 1)
 
     def evaluate(state: Tensor, k: int) -> Tensor:
         return model(plan.input_scales[k] * state[:, 0], float(plan.timesteps[k]))
@@ -55,7 +54,8 @@ def parareal(
     iterate, inputs = [start], [start]
     for block in blocks:
         inputs.append(seen(iterate[-1], block))
-        iterate.append(apply(solver.start([block - 1] * count), inputs[-1]))
+        guessed = acted(solver, inputs, block, first=True)
+        iterate.append(apply(solver.start([block - 1] * count), guessed))
     iterates = [iterate]
     for p in range(1, iterations + 1):
         ends = {block: fine(inputs[block], block) for block in blocks if block >= p}
@@ -64,12 +64,37 @@ def parareal(
         for block in blocks:
             if block > p:
                 inputs[block] = seen(iterate[-1], block)
-                change = inputs[block] - last[block]
+                change = acted(solver, inputs, block) - acted(solver, last, block)
                 flat = change.flatten(2)
                 correction = solver.correction([block - 1] * count, flat @ flat.mT)
                 iterate.append(ends[block] + apply(correction, change))
         iterates.append(iterate)
     return iterates
+
+
+def acted(
+    solver: Hold,
+    inputs: Sequence[Tensor],  # [B + 1] of [n, R + 1, ...]
+    block: int,
+    *,
+    first: bool = False,
+) -> Tensor:  # [n, R + 1, ...]
+    """What the coarse solver acts on: the inputs of a block, or what it makes of the last two.
+
+    Args:
+        solver: That corrects.
+        inputs: Of all blocks in one iterate, ``[registers; u]`` at their starts.
+        block: Counted from 1.
+        first: Whether it is to guess rather than to correct.
+    """
+
+    def value(i: int) -> Tensor:
+        return solver.value(i - 1, inputs[i][:, 0], inputs[i][:, -1])
+
+    if not (solver.looks_back if first else solver.throughout):
+        return inputs[block]
+    output = solver.ahead(block - 1, value(block), value(block - 1) if block > 1 else None)
+    return torch.cat([inputs[block][:, :-1], output[:, None]], 1)
 
 
 def step(

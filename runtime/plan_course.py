@@ -49,12 +49,43 @@ def infer_prediction(plan: Plan) -> str | None:
         Its name; None where no type fits, or two do, where the plan does not know its lambda, and
         for a stochastic plan, which leaves the line.
     """
-    if plan.log_snr is None or len(plan) < 2 or plan.threshold or plan.stochastic:
+    names = {name for name, _ in _lines(plan)}
+    return names.pop() if len(names) == 1 else None
+
+
+def data_maps(plan: Plan) -> np.ndarray | None:  # [K, 2]
+    """``x0 = a x + b u`` at every step, x being register 0, by the type that is inferred.
+
+    None where there is none (`infer_prediction`), or where an output does not tell x0: b is 0.
+    """
+    name = infer_prediction(plan)
+    if name is None or plan.log_snr is None:
         return None
-    noise = np.exp(-np.maximum(plan.log_snr, -30.0))  # [K], sigma / alpha
+    alpha, noise = _lines(plan)[0][1], _noise(plan.log_snr)
+    maps = []
+    for k, scale in enumerate(plan.input_scales.tolist()):  # the model reads scale * x
+        a, b = PREDICTIONS[name].data(scale * alpha[k], scale * alpha[k] * noise[k])
+        maps.append((a * scale, b))
+    found = np.array(maps)
+    return found if np.isfinite(found).all() and found[:, 1].all() else None
+
+
+def _lines(plan: Plan) -> list[tuple[str, np.ndarray]]:
+    """The prediction types whose constant outputs stay on the line, each with its alpha ``[K]``."""
+    if plan.log_snr is None or len(plan) < 2 or plan.threshold or plan.stochastic:
+        return []
+    noise = _noise(plan.log_snr)
     alphas = (1 / np.hypot(1, noise), np.ones_like(noise), 1 / (1 + noise))
-    found = {name for name in _CANDIDATES for alpha in alphas if _keeps(plan, name, alpha, noise)}
-    return found.pop() if len(found) == 1 else None
+    pairs = [(name, alpha) for name in _CANDIDATES for alpha in alphas]
+    return [(name, alpha) for name, alpha in pairs if _keeps(plan, name, alpha, noise)]
+
+
+def _noise(
+    log_snr: np.ndarray,  # [K]
+) -> np.ndarray:  # [K]
+    """``sigma / alpha``."""
+    ratio: np.ndarray = np.exp(-np.maximum(log_snr, -30.0))
+    return ratio
 
 
 def _keeps(plan: Plan, name: str, alpha: np.ndarray, noise: np.ndarray) -> bool:

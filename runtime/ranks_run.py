@@ -2,9 +2,10 @@
 
 The arithmetic is the engine's own (`EngineState`, `take_step`, `Chains`, `Parareal`), so that the
 result is, too: the same bits, iterations and error estimates.  Nothing is gathered anywhere.  A
-boundary goes to the rank of the next block with the residuals of those before it in its iterate, so
-that the rank of the last block has them all when its own is formed; where the stopping rule looks
-at the beginning of the next iterate, that goes ahead in a word of its own.
+boundary goes to the rank of the next block with the residuals of those before it in its iterate
+(and, for a coarse solver that looks back, one more vector), so that the rank of the last block has
+them all when its own is formed; where the stopping rule looks at the beginning of the next iterate,
+that goes ahead in a word of its own.
 """
 
 from __future__ import annotations
@@ -153,7 +154,8 @@ class BlockRun:
     def _arrive(self, image: Image, word: Word, numbers: Tensor) -> None:
         """A boundary: the block after it starts from it, or has already."""
         residuals = numbers[-2 * self._parallel.blocks :].view(-1, 2)
-        state = numbers[: -residuals.numel()].view(self._live.request.plan.registers, -1)
+        state = numbers[: -residuals.numel()].view(-1, self._live.request.x[0].numel())
+        registers = self._live.request.plan.registers
         schedule = image.schedule
         assert isinstance(schedule, SharedSchedule)
         chain = self._parallel.chain(*schedule.arrived(word.block, word.iterate))
@@ -161,8 +163,10 @@ class BlockRun:
             self._note(image, word.block, word.iterate, residuals)
         if chain.block < self._parallel.blocks:
             self._carried[image.index, chain.block, chain.iterate] = residuals
+        if len(state) > registers:
+            image.past.before[chain.key] = state[registers]
         if word.kind is Kind.STATE:
-            self._begin(self._live.follow(Start(image, chain, state)))
+            self._begin(self._live.follow(Start(image, chain, state[:registers])))
             return
         for start in self._parallel.share(image, chain):
             self._pass_on(start)
@@ -246,8 +250,9 @@ class BlockRun:
             residuals = torch.zeros(self._parallel.blocks, 2, device=start.state.device)
         if not image.finished:
             residuals[block - 1] = torch.tensor(image.residuals[block, iterate])
-            state = start.state.flatten() if start.moved else start.state.new_empty(0)
-            numbers = torch.cat([state, residuals.flatten()])
+            before = image.past.before.pop(start.chain.key, start.state[:0])
+            parts = [start.state.flatten(), before.flatten()] if start.moved else []
+            numbers = torch.cat([*parts, residuals.flatten()])
             kind = Kind.STATE if start.moved else Kind.KEPT
             word = Word(kind, image.index, block, iterate, size=len(numbers))
             self._traffic.send(word, numbers)

@@ -27,6 +27,12 @@ host: the coefficients are formed from inner products on the device.
 
 After Gander and Petcu, "Analysis of a Krylov subspace enhanced parareal algorithm" (2008), which
 spends its fine evaluations on the subspace; here it is spanned by what is there.
+
+Three look back to the block before: "2m" is one step of DPM-Solver++ 2M a block, "extrapolate" its
+counterpart for the output itself, and "2m-krylov" guesses as "2m" does and corrects as "krylov"
+does.  What they ask for besides, a value at the start of the block before, is there as well.  It
+comes to rest with the boundaries, so that the correction is exactly 0 where nothing has changed, as
+it is for the others.
 """
 
 from __future__ import annotations
@@ -34,6 +40,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -41,7 +48,7 @@ from torch import Tensor
 
 from sidestep.runtime.methods.criteria.carried_error import SPREAD
 from sidestep.runtime.plan import Plan
-from sidestep.runtime.plan_course import infer_prediction
+from sidestep.runtime.plan_course import data_maps, infer_prediction
 from sidestep.runtime.predictions import find_prediction
 from sidestep.runtime.upload import upload
 
@@ -50,7 +57,16 @@ RETURN = 0.3
 
 
 class Hold:
-    """The model's output of the block's start holds for all of it."""
+    """The model's output of the block's start holds for all of it.
+
+    Attributes:
+        looks_back: Whether `value` at the start of the block before is asked for. If so, the first
+            guess acts on `ahead` in the place of the output u.
+        throughout: Whether the correction does so too.
+    """
+
+    looks_back: ClassVar[bool] = False
+    throughout: ClassVar[bool] = False
 
     def __init__(self, plan: Plan, bounds: Sequence[int], device: torch.device) -> None:
         """Composes the steps of every block.
@@ -86,6 +102,24 @@ class Hold:
             gram: Inner products of the differences ``[registers; u]_new - [registers; u]_old``.
         """
         return self.start(blocks)
+
+    def value(
+        self,
+        block: int,
+        x: Tensor,  # [...]
+        u: Tensor,  # [...]
+    ) -> Tensor:  # [...]
+        """What the start of a block, counted from 0, tells the block after it: the output."""
+        return u
+
+    def ahead(
+        self,
+        block: int,
+        value: Tensor,  # [...]
+        before: Tensor | None,  # [...]
+    ) -> Tensor:  # [...]
+        """What holds for a block, from the values at its start and at that of the block before."""
+        return value
 
 
 class Krylov(Hold):
@@ -136,6 +170,128 @@ class Krylov(Hold):
         return state
 
 
+class Extrapolate(Hold):
+    """The output is extrapolated along lambda to the block's middle, from two block starts.
+
+        v = u_i + (u_i - u_{i-1}) / (2 r_i),    r_i = (l_i - l_{i-1}) / (l_{i+1} - l_i)
+
+    with l_i = lambda at the start of block i, and v held for all of it.  Of first order (v = u_i)
+    in the first block, which has no past, in the last one, whose end may have an infinite lambda,
+    and where r_i is no number above 0.
+    """
+
+    looks_back = True
+    throughout = True
+
+    def __init__(self, plan: Plan, bounds: Sequence[int], device: torch.device) -> None:
+        """Gathers lambda at the ends of the blocks; see `Hold` for the arguments.
+
+        Raises:
+            ValueError: The plan has a threshold, or does not know its lambda.
+        """
+        if plan.log_snr is None:
+            raise ValueError(
+                f"SRDS: {plan.name} does not know its lambda, along which the coarse solver "
+                "extrapolates, expected a plan that does, or coarse='krylov'"
+            )
+        super().__init__(plan, bounds, device)
+        self._weights = _look_ahead(plan.log_snr[list(bounds[:-1])])
+
+    def ahead(
+        self,
+        block: int,
+        value: Tensor,  # [...]
+        before: Tensor | None,  # [...]
+    ) -> Tensor:  # [...]
+        """v of a block, counted from 0."""
+        weight = self._weights[block]
+        return value if before is None or weight == 0 else value + weight * (value - before)
+
+
+class TwoStep(Extrapolate):
+    """DPM-Solver++ 2M: the data prediction x0 is extrapolated so, in the place of the output.
+
+        v = (1 + 1 / (2 r_i)) x0_i - 1 / (2 r_i) x0_{i-1}
+
+    and held through all the fine steps of the block, by which all registers of the plan are
+    carried along.  For DDIM, whichever the prediction type, that makes the step of the paper:
+    ``x = sigma_t / sigma_s x - alpha_t (e^(-h) - 1) v``.
+
+    Source: DPM-Solver++ (Lu et al. 2022), Algorithm 2.
+    """
+
+    def __init__(self, plan: Plan, bounds: Sequence[int], device: torch.device) -> None:
+        """Composes the steps of every block with the data prediction held.
+
+        See `Hold` for the arguments.
+
+        Raises:
+            ValueError: The plan has a threshold, does not know its lambda, or does not show what
+                the model predicts, as no stochastic one does.
+        """
+        super().__init__(plan, bounds, device)
+        maps = data_maps(plan)
+        if maps is None:
+            why = ", for it is stochastic" if plan.stochastic else ""
+            raise ValueError(
+                f"SRDS: {plan.name} does not show what the model predicts{why}; the coarse solver "
+                "extrapolates x0, expected a plan that shows it, or coarse='krylov'"
+            )
+        self._maps = maps[list(bounds[:-1])].tolist()
+        R, held = plan.registers, []
+        for first, last in pairwise(bounds):
+            total = np.eye(R, R + 1)  # of [registers at the start; x0]
+            for (a, b), matrix in zip(maps[first:last], plan.matrices[first:last], strict=True):
+                of_state, of_output = matrix[:, :R].copy(), matrix[:, R]
+                of_state[:, 0] -= of_output * (a / b)  # u = (x0 - a x) / b
+                total = of_state @ total
+                total[:, R] += of_output / b
+            held.append(total)
+        self._held = torch.tensor(np.stack(held), dtype=torch.float64, device=device)
+
+    def value(
+        self,
+        block: int,
+        x: Tensor,  # [...]
+        u: Tensor,  # [...]
+    ) -> Tensor:  # [...]
+        """x0 at the start of a block, counted from 0."""
+        a, b = self._maps[block]
+        return a * x + b * u
+
+
+class TwoStepKrylov(TwoStep):
+    """The first guess of `TwoStep`, the correction of `Krylov`."""
+
+    throughout = False
+
+    def __init__(self, plan: Plan, bounds: Sequence[int], device: torch.device) -> None:
+        """Makes both; see `TwoStep` for the arguments and errors."""
+        super().__init__(plan, bounds, device)
+        self._krylov = Krylov(plan, bounds, device)
+
+    def correction(
+        self,
+        blocks: Sequence[int],  # [n]
+        gram: Tensor,  # [n, R + 1, R + 1]
+    ) -> Tensor:  # [n, R, R + 1] fp64
+        """C of each row, from the differences of the outputs themselves."""
+        return self._krylov.correction(blocks, gram)
+
+
+def _look_ahead(
+    starts: np.ndarray,  # [B]
+) -> list[float]:  # [B]
+    """``1 / (2 r)`` of each block from lambda at the starts of all, 0 for first order."""
+    weights = np.zeros(len(starts))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        length = np.diff(starts)
+        weights[1:-1] = length[1:] / (2 * length[:-1])
+    weights[~(np.isfinite(weights) & (weights > 0))] = 0.0
+    found: list[float] = weights.tolist()
+    return found
+
+
 def _dot(
     left: Tensor,  # [n, V]
     inner: Tensor,  # [n, V, V]
@@ -180,5 +336,11 @@ def output_slopes(plan: Plan) -> np.ndarray | None:  # [K, 2]
     return np.array(slopes)
 
 
-COARSE: dict[str, type[Hold]] = {"krylov": Krylov, "hold": Hold}
+COARSE: dict[str, type[Hold]] = {
+    "krylov": Krylov,
+    "hold": Hold,
+    "2m": TwoStep,
+    "2m-krylov": TwoStepKrylov,
+    "extrapolate": Extrapolate,
+}
 """The coarse solvers by name, the default first."""

@@ -43,13 +43,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from operator import index
 from typing import SupportsIndex
 
 import numpy as np
 
 from sidestep.runtime.methods.coarse import COARSE
+from sidestep.runtime.methods.spacing import log_snr_bounds
 from sidestep.runtime.methods.srds_blocks import default_blocks, equal_bounds
 from sidestep.runtime.plan import Plan
 
@@ -59,6 +60,9 @@ _WORST = 0.95  # rho above which nothing is foretold
 _STILL = 4  # a change this much below the tolerance, twice and everywhere, is the model's own noise
 _ROUNDING = 1e-6  # root mean square below which a quotient of residuals says nothing
 _LEAST = 1e-9  # a change, however small, is none of 0
+
+SPACINGS = ("steps", "log-snr")
+"""In what blocks are of nearly equal length."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +81,8 @@ class SRDS:
         exact: The same as a tolerance of 0: every image equals the serial sampler's, bit for bit,
             with a model whose result does not depend on the size of the batch.
         coarse: The coarse solver, a name in `COARSE`.
+        spacing: In what the blocks are of nearly equal length, of `SPACINGS`: in steps, or in the
+            log-SNR, which the plan has to know. Where their bounds are given, "steps".
         width: Most evaluations in a model call for each image that is made, where sidestep makes
             the calls (`sidestep.enable`, and each of the `Ranks`); None for all that are ready, one
             for each block and one more. The result does not depend on it. An `Engine` has its
@@ -91,6 +97,7 @@ class SRDS:
     max_iterations: int | None = None
     exact: bool = False
     coarse: str = "krylov"
+    spacing: str = "steps"
     width: int | None = None
 
     def __post_init__(self) -> None:
@@ -109,13 +116,28 @@ class SRDS:
         if self.coarse not in COARSE:
             known = ", ".join(map(repr, COARSE))
             raise ValueError(f"SRDS: coarse is {self.coarse!r}, expected one of: {known}")
+        if self.spacing not in SPACINGS:
+            known = ", ".join(map(repr, SPACINGS))
+            raise ValueError(f"SRDS: spacing is {self.spacing!r}, expected one of: {known}")
+        if self.spacing != "steps" and isinstance(self.blocks, Sequence):
+            raise ValueError(
+                f"SRDS: spacing is {self.spacing!r} and blocks are {list(self.blocks)}, expected a "
+                "number of blocks to be spaced so, or None"
+            )
 
-    def bounds(self, steps: int) -> tuple[int, ...]:  # [B + 1]
-        """Where the blocks of a plan of ``steps`` begin and end, 0 and ``steps`` included.
+    def bounds(self, plan: Plan | int) -> tuple[int, ...]:  # [B + 1]
+        """Where the blocks of a plan begin and end, 0 and its number of steps included.
+
+        Args:
+            plan: The plan; with the spacing "steps" its number of steps suffices.
 
         Raises:
-            ValueError: There are more blocks than steps, or the given bounds are no bounds.
+            ValueError: There are more blocks than steps, the given bounds are no bounds, or the
+                plan does not know its log-SNR where blocks are spaced by it.
         """
+        steps = len(plan) if isinstance(plan, Plan) else plan
+        if self.spacing == "log-snr":
+            return log_snr_bounds(self._log_snr(plan), self._count(steps))
         if isinstance(self.blocks, Sequence):
             if sorted({0, *self.blocks, steps}) != list(self.blocks):
                 raise ValueError(
@@ -123,10 +145,34 @@ class SRDS:
                     f"{steps}"
                 )
             return tuple(self.blocks)
+        return equal_bounds(steps, self._count(steps))
+
+    def _count(self, steps: int) -> int:
+        """B of a plan of so many steps.
+
+        Raises:
+            ValueError: There are more blocks than steps.
+        """
+        assert not isinstance(self.blocks, Sequence)
         count = int(self.blocks or 0) or default_blocks(steps)
         if count > steps:
             raise ValueError(f"SRDS: {count} blocks of {steps} steps, expected at most {steps}")
-        return equal_bounds(steps, count)
+        return count
+
+    def _log_snr(self, plan: Plan | int) -> np.ndarray:  # [N]
+        """What blocks are spaced by.
+
+        Raises:
+            ValueError: It is not known.
+        """
+        found = plan.log_snr if isinstance(plan, Plan) else None
+        if found is None or np.isnan(found).any():
+            name = plan.name if isinstance(plan, Plan) else f"a number of steps, {plan},"
+            raise ValueError(
+                f"SRDS: spacing is 'log-snr', and {name} does not tell its log-SNR, expected a "
+                "plan that does, or spacing='steps'"
+            )
+        return found
 
     @property
     def allowed(self) -> float:
@@ -139,7 +185,7 @@ class SRDS:
 
     def rows(self, steps: int) -> int:
         """Evaluations of one image that are in a model call, at most."""
-        return min(self.width or steps, len(self.bounds(steps)))
+        return min(self.width or steps, len(replace(self, spacing="steps").bounds(steps)))
 
     def check(self, plan: Plan) -> None:
         """Refuses what is no linear program.
@@ -151,7 +197,7 @@ class SRDS:
             raise ValueError(
                 f"SRDS: {plan.name} has a threshold, which is not linear, expected a plan without"
             )
-        self.bounds(len(plan))
+        self.bounds(plan)
 
 
 def _whole(name: str, value: object, least: int = 1) -> int | None:

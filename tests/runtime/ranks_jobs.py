@@ -39,6 +39,8 @@ CASES: dict[str, tuple[str, SRDS, int]] = {
     "unequal": ("euler", SRDS(blocks=(0, 2, 3, 7, 12, 18), tolerance=1e-3), 2),
     "single-steps": ("ddim", SRDS(blocks=18, tolerance=1e-3), 1),
     "few-blocks": ("ddim", SRDS(blocks=2, tolerance=1e-3), 1),
+    "looks-back": ("unipc2", SRDS(blocks=(0, 1, 6, 7, 12, 18), tolerance=1e-3, coarse="2m"), 2),
+    "guessed": ("ddim", SRDS(blocks=6, tolerance=1e-2, coarse="2m-krylov", spacing="log-snr"), 3),
     "one-block": ("ddim", SRDS(blocks=1, exact=True), 2),
 }
 

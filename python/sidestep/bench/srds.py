@@ -36,7 +36,7 @@ from sidestep.errors import UserError
 from sidestep.models import load_pipeline, load_prompts, spaced
 from sidestep.report.progress import progress
 from sidestep.runtime.methods.coarse import COARSE
-from sidestep.runtime.methods.srds import SRDS
+from sidestep.runtime.methods.srds import SPACINGS, SRDS
 from sidestep.runtime.plan import Plan
 from sidestep.sampling import Job, run_jobs
 
@@ -49,7 +49,7 @@ class Settings:
     """What all results of one document have in common.
 
     Attributes:
-        srds: Settings of SRDS, but for the coarse solver.
+        srds: Settings of SRDS, but for the coarse solver and the spacing of the blocks.
         peers: Prompts of each set that ParaDiGMS runs on, in whole batches, evenly spaced.
         tolerances: Of ParaDiGMS, to compare.
     """
@@ -80,17 +80,23 @@ class Settings:
 
 
 def srds_settings(
-    blocks: int | None, tolerance: float | None, coarse: Sequence[str], steps: Sequence[int]
+    blocks: int | None,
+    tolerance: float | None,
+    coarse: Sequence[str],
+    steps: Sequence[int],
+    spacing: Sequence[str] = (),
 ) -> SRDS:
     """The settings of SRDS, of which ``blocks`` and ``tolerance`` may be left to it.
 
     Raises:
-        UserError: One is out of range, or a coarse solver unknown.
+        UserError: One is out of range, or a coarse solver or spacing unknown.
     """
     try:
         settings = SRDS(blocks=blocks)
         for name in coarse:
             replace(settings, coarse=name)
+        for name in spacing:
+            replace(settings, spacing=name)
         for n in steps:
             settings.bounds(n)
         return settings if tolerance is None else replace(settings, tolerance=tolerance)
@@ -104,6 +110,7 @@ def run(
     sets: Sequence[str],
     steps: Sequence[int],
     coarse: Sequence[str],
+    spacing: Sequence[str] = (),
     state: Path,
     fresh: bool,
 ) -> dict[str, Any]:
@@ -114,6 +121,8 @@ def run(
         sets: Prompt sets, of `SETS`.
         steps: Numbers of steps.
         coarse: Coarse solvers of SRDS that are compared; the default one if empty.
+        spacing: In what its blocks are of equal length, each with every coarse solver; the default
+            if empty.
         state: The JSON document, kept up to date.
         fresh: Measure what is chosen again.
 
@@ -121,13 +130,18 @@ def run(
         The document: ``results``, one entry per set, steps and method.
 
     Raises:
-        UserError: ``state`` was made with other settings.
+        UserError: ``state`` was made with other settings, or SRDS cannot run the sampler so.
     """
     document = _document(settings, state)
     bench = Bench(settings, document, state)
+    methods = [
+        replace(settings.srds, coarse=each, spacing=length)
+        for length in spacing or SPACINGS[:1]
+        for each in coarse or [next(iter(COARSE))]
+    ]
     for n in steps:
         for name in sets:
-            bench.measure(name, n, coarse or [next(iter(COARSE))], fresh)
+            bench.measure(name, n, methods, fresh)
     return document
 
 
@@ -142,6 +156,20 @@ def _document(settings: Settings, state: Path) -> dict[str, Any]:
     return open_document(common, state)
 
 
+def _fitting(method: SRDS, plan: Plan) -> SRDS:
+    """The same method.
+
+    Raises:
+        UserError: It cannot run the plan.
+    """
+    try:
+        method.check(plan)
+        COARSE[method.coarse](plan, method.bounds(plan), torch.device("cpu"))
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    return method
+
+
 class Bench:
     """The pipeline, and the document that grows."""
 
@@ -151,12 +179,13 @@ class Bench:
         self.state = state
         self.pipe = load_pipeline(settings.model)
 
-    def measure(self, name: str, steps: int, coarse: Sequence[str], fresh: bool) -> None:
+    def measure(self, name: str, steps: int, own: Sequence[SRDS], fresh: bool) -> None:
         """All methods on one set of prompts; batches that are there are kept."""
         settings, texts = self.settings, self.settings.texts(name)
-        own = make_scheduler(settings.scheduler, None, self.pipe.scheduler)
-        methods: list[SRDS | ParaDiGMS] = [replace(settings.srds, coarse=each) for each in coarse]
-        peers = self._peers(Plan.from_scheduler(own, steps)) if settings.peers else []
+        scheduler = make_scheduler(settings.scheduler, None, self.pipe.scheduler)
+        plan = Plan.from_scheduler(scheduler, steps)
+        methods: list[SRDS | ParaDiGMS] = [_fitting(method, plan) for method in own]
+        peers = self._peers(plan) if settings.peers else []
         entries = [self._entry(name, steps, method, fresh) for method in [*methods, *peers]]
         pieces = []
         for number, first in enumerate(range(0, len(texts), settings.batch)):

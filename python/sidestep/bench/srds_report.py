@@ -31,7 +31,11 @@ SHARE = 0.95
 
 STYLES = {
     ("srds", "krylov"): (BLUE, "o"),
+    ("srds", "krylov log-snr"): ("#60a5fa", "o"),
     ("srds", "hold"): ("#0d9488", "s"),
+    ("srds", "2m"): ("#be123c", "P"),
+    ("srds", "2m-krylov"): ("#7c3aed", "p"),
+    ("srds", "extrapolate"): ("#db2777", "X"),
     ("paradigms", "0.3"): ("#fbbf24", ">"),
     ("paradigms", "0.1"): ("#f59e0b", "^"),
     ("paradigms", "0.03"): ("#b45309", "v"),

@@ -57,11 +57,11 @@ class Made:
 
 
 def label_of(method: SRDS | ParaDiGMS | None) -> str:
-    """The method in tables: ``serial``, ``SRDS krylov``, ``ParaDiGMS 0.1``."""
+    """The method in tables: ``serial``, ``SRDS krylov``, ``SRDS hold log-snr``, ``ParaDiGMS 1``."""
     if method is None:
         return "serial"
     if isinstance(method, SRDS):
-        return f"SRDS {method.coarse}"
+        return f"SRDS {method.coarse}{'' if method.spacing == 'steps' else f' {method.spacing}'}"
     return f"ParaDiGMS {method.tolerance:g}"
 
 

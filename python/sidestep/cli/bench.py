@@ -148,7 +148,17 @@ Tolerance = Annotated[
 ]
 Coarse = Annotated[
     list[str] | None,
-    typer.Option(help="Coarse solvers to compare (repeat): krylov, hold. Default: the first."),
+    typer.Option(
+        help="Coarse solvers to compare (repeat): krylov, hold, 2m, 2m-krylov, extrapolate. "
+        "Default: the first."
+    ),
+]
+Spacing = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="What blocks are of equal length in (repeat to compare): steps, log-snr. "
+        "Default: the first."
+    ),
 ]
 Paradigms = Annotated[
     int, typer.Option(help="Prompts of each set that ParaDiGMS runs on too; 0 for none.")
@@ -173,6 +183,7 @@ def srds(
     blocks: Blocks = None,
     tolerance: Tolerance = None,
     coarse: Coarse = None,
+    spacing: Spacing = None,
     paradigms: Paradigms = 16,
     paradigms_tolerance: ParadigmsTolerance = None,
     guidance: common.Guidance = 7.5,
@@ -200,14 +211,15 @@ def srds(
         common.check_not_negative(paradigms_tolerance=each)
     settings = suite.Settings(
         model=model, solver=solver, prompts=prompts, guidance=guidance, seed=seed, batch=batch,
-        srds=suite.srds_settings(blocks, tolerance, coarse or [], counts), peers=paradigms,
-        tolerances=tuple(tolerances),
+        srds=suite.srds_settings(blocks, tolerance, coarse or [], counts, spacing or []),
+        peers=paradigms, tolerances=tuple(tolerances),
     )  # fmt: skip
     check_writable(out)
     document = suite.run(
         settings=settings,
         sets=suite.SETS if prompt_set is PromptSet.both else [prompt_set.value],
-        steps=counts, coarse=coarse or [], state=out.with_suffix(".json"), fresh=fresh,
+        steps=counts, coarse=coarse or [], spacing=spacing or [], state=out.with_suffix(".json"),
+        fresh=fresh,
     )  # fmt: skip
     pictures = report.draw(document, settings, out, iterates)
     document["pictures"] = [str(picture) for picture in pictures]
