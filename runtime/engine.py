@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import itertools
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -22,7 +22,8 @@ from torch import Tensor
 
 from sidestep.kernels.checks import MAX_BRANCHES, MAX_REGISTERS
 from sidestep.kernels.core import QueueFull, RowScheduler
-from sidestep.runtime.engine_chains import Chains
+from sidestep.runtime.engine_batch import make_batch, outputs_of
+from sidestep.runtime.engine_chains import Chains, Followed
 from sidestep.runtime.engine_check import (
     check_batch,
     check_live,
@@ -30,13 +31,20 @@ from sidestep.runtime.engine_check import (
     check_request,
     check_settings,
 )
-from sidestep.runtime.engine_conditioning import Groups, gather
+from sidestep.runtime.engine_conditioning import Groups
 from sidestep.runtime.engine_request import Batch, Request, Result, Status
 from sidestep.runtime.engine_rows import Live, Row
 from sidestep.runtime.engine_slots import Slots
 from sidestep.runtime.engine_state import EngineState
-from sidestep.runtime.engine_step import Outputs, by_request, take_step
-from sidestep.runtime.upload import select
+from sidestep.runtime.engine_step import (
+    Take,
+    Taken,
+    Tick,
+    by_outputs,
+    by_request,
+    foreseen,
+    take_step,
+)
 
 __all__ = ["Batch", "Engine", "QueueFull", "Request", "Result"]
 
@@ -134,10 +142,7 @@ class Engine:
         Conditioning, noise, results and what a method keeps are the requests' own; the copies that
         SRDS makes of the ends of its blocks are not counted either.
         """
-        size, element, branches = self._state.size, self.dtype.itemsize, self.branches
-        batch = size * (4 + element) + 64
-        step = size * max(16 + 2 * branches * element, 8 + branches * (12 + element)) + 256
-        return self.buckets[-1] * batch + self.capacity * step
+        return self._state.tick_bytes(self.buckets[-1])
 
     def counts(self) -> dict[str, int]:
         """Requests ``waiting``, ``running``, ``submitted``, ``done``, ``cancelled`` and ``failed``;
@@ -211,7 +216,7 @@ class Engine:
                 ticket, rows, entries, size = chosen
                 members = [self._slots[slot] for _, _, slot, _, _ in rows]
                 try:
-                    return self._batch(ticket, members, entries, size)
+                    return make_batch(self._state, self._number, ticket, members, entries, size)
                 except Exception as error:
                     self._fail(ticket, error)
             return None
@@ -234,28 +239,35 @@ class Engine:
         """
         check_batch(batch, self._number, "complete")
         check_output(output, len(batch), self.shape, self.dtype, self.device)
-        # a copy where the output is a slice of more channels, or expanded
-        flat = output.detach().reshape(len(batch), self._state.size).contiguous()
         with self._turn("complete"):
-            completed = self._scheduler.complete(batch.ticket)
-            if not completed:
-                return
-            starts = [batch.branches.index(g) for g in range(1 + max(batch.branches))]
-            places = {}
-            for _, _, slot, _, position in completed:
-                row = self._slots[slot]
-                row.live.count_call(row.index, batch.ticket)
-                places[row] = [starts[g] + position for g in range(row.live.branches)]
+            self._step(batch.ticket, by_outputs(self._state, outputs_of(batch, output)))
 
-            def fresh(rows: Sequence[Row]) -> list[Tensor]:
-                G = max(row.live.branches for row in rows)
-                # where a row has no branch g its last one stands in, with weight 0
-                return [select(flat, [places[row][: g + 1][-1] for row in rows]) for g in range(G)]
+    @torch.no_grad()
+    def tick(self, evaluate: Callable[[Tick], Taken]) -> bool:
+        """`next` and `complete` in one turn; `EngineLoop` is made of it.
 
-            self._advance(list(places), fresh)
-            while skipping := self._scheduler.skipping():
-                rows = [self._slots[slot] for _, _, slot, _, _ in skipping]
-                self._advance(rows, self._state.reuse)
+        Args:
+            evaluate: Makes the model call of these rows and takes their step, or several. What it
+                raises ends their requests.
+
+        Returns:
+            False when nothing needs the model now.
+        """
+        with self._turn("tick"):
+            self._admit()
+            chosen = self._scheduler.next()
+            if chosen is None:
+                return False
+            ticket, members, entries, _ = chosen
+            rows = [self._slots[slot] for _, _, slot, _, _ in members]
+            run = foreseen(rows, self._scheduler.counts())
+
+            def take(rows: Sequence[Row], noise: Sequence[Tensor | None]) -> Taken:
+                return evaluate(Tick(self._state, rows, noise, len(entries), run))
+
+            if (taken := self._step(ticket, take)) is not None:
+                self._repeat(taken)
+            return True
 
     def fail(self, batch: Batch, error: Exception) -> None:
         """The model call failed, and with it the requests that have rows in this batch.
@@ -290,36 +302,37 @@ class Engine:
             except Exception as error:
                 self._end(live, error)
 
-    def _batch(
-        self, ticket: int, rows: Sequence[Row], entries: Sequence[tuple[int, int]], size: int
-    ) -> Batch:
-        """Gathers what the model gets."""
-        members = [rows[position] for position, _ in entries]
-        branches = tuple(branch for _, branch in entries)
-        x, t = self._state.inputs(members)
-        lines = [
-            (row.live.conditioning, branch * row.live.count + row.index)
-            for row, branch in zip(members, branches, strict=True)
-        ]
-        return Batch(
-            engine=self._number,
-            ticket=ticket,
-            size=size,
-            x=x,
-            t=t,
-            conditioning=gather(lines),
-            requests=tuple(row.live.id for row in members),
-            rows=tuple(row.index for row in members),
-            branches=branches,
-            steps=tuple(row.step for row in members),
-        )
+    def _step(self, ticket: int, take: Take) -> Taken | None:
+        """The rows of a batch step, and those that skip run on until they need the model."""
+        rows = []
+        for _, _, slot, _, position in self._scheduler.complete(ticket):
+            rows.append(row := self._slots[slot])
+            row.position = position
+            row.live.count_call(row.index, ticket)
+        taken = self._advance(rows, take) if rows else None
+        while skipping := self._scheduler.skipping() if rows else ():
+            members = [self._slots[slot] for _, _, slot, _, _ in skipping]
+            self._advance(members, by_outputs(self._state, self._state.reuse))
+        return taken
 
-    def _advance(self, rows: Sequence[Row], outputs: Outputs) -> None:
-        """One step of these rows; what goes wrong in the middle ends their requests only."""
+    def _repeat(self, taken: Taken) -> None:
+        """Writes down the steps that were taken in one go with the first."""
         try:
-            chains = Chains(self._state, rows, outputs)
-            take_step(self._state, rows, outputs, self._end)
-            self._follow(chains)
+            for _ in range(taken.steps - 1):
+                if (following := self._scheduler.next()) is not None:
+                    self._step(following[0], lambda rows, noise: taken)
+        except BaseException as error:  # their registers are ahead of what is known of them
+            for live, _ in by_request(taken.rows):
+                self._end(live, RuntimeError(f"Engine.tick: broken off by {error!r}"))
+            raise
+
+    def _advance(self, rows: Sequence[Row], take: Take) -> Taken | None:
+        """One step of these rows; what goes wrong in the middle ends their requests only."""
+        taken = None
+        try:
+            chains = Chains(self._state, rows)
+            taken = take_step(self._state, rows, take, self._end)
+            self._follow(chains.follow(taken, self._end))
         except BaseException as error:
             why = error
             if not isinstance(why, Exception):  # Ctrl-C: half a step cannot be taken up again
@@ -342,10 +355,11 @@ class Engine:
                 self._finish(row.live, "done")
         for live, _ in by_request(rows):
             live.forget_noise()
+        return taken
 
-    def _follow(self, chains: Chains) -> None:
+    def _follow(self, outcome: Sequence[Followed]) -> None:
         """What this tick has made possible in requests with SRDS is done."""
-        for followed in chains.follow(self._end):
+        for followed in outcome:
             live, finished = followed.live, followed.finished
             if live.ended:  # by its callback
                 continue

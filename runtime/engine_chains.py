@@ -11,7 +11,8 @@ from torch import Tensor
 from sidestep.runtime.engine_images import Image, Start
 from sidestep.runtime.engine_rows import Live, Row
 from sidestep.runtime.engine_state import EngineState
-from sidestep.runtime.engine_step import Outputs, by_request, combine
+from sidestep.runtime.engine_step import Taken, by_request
+from sidestep.runtime.upload import select
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,29 +33,26 @@ class Followed:
 class Chains:
     """The rows of a tick that are chains, from before their step to after it."""
 
-    def __init__(self, state: EngineState, rows: Sequence[Row], outputs: Outputs) -> None:
-        """Before the step: keeps what the coarse solver needs of the chains that begin.
+    def __init__(self, state: EngineState, rows: Sequence[Row]) -> None:
+        """Before the step: keeps the registers of the chains that begin, for the coarse solver.
 
         Args:
             state: Where the rows' registers are.
             rows: All rows of the tick.
-            outputs: Of rows, the model's outputs.
         """
         self._state = state
         self._rows = [row for row in rows if row.chain is not None]
-        self._inputs: dict[Row, Tensor] = {}  # [R' + 1, D], all registers of the engine
-        begun = [row for row in self._rows if row.begins]
-        if begun:
-            u = combine(outputs(begun), state.guidance(begun))
-            registers = state.states(begun)
-            self._inputs = dict(zip(begun, torch.cat([registers, u[:, None]], 1), strict=True))
+        self._begun = [row for row in self._rows if row.begins]
+        self._registers = state.states(self._begun) if self._begun else None  # [n, R', D]
 
-    def follow(self, end: Callable[[Live, Exception], None]) -> list[Followed]:
+    def follow(self, taken: Taken | None, end: Callable[[Live, Exception], None]) -> list[Followed]:
         """After the step: the boundaries that can be formed are, and told to those who listen.
 
         Args:
+            taken: The step; None if no row was left for one.
             end: Ends one request with what went wrong in it; the others go on.
         """
+        inputs = self._inputs(taken)
         last = [row for row in self._rows if row.ends and not row.live.ended]
         states = dict(zip(last, self._state.states(last), strict=True)) if last else {}
         followed = []
@@ -62,7 +60,7 @@ class Chains:
             parallel = live.parallel
             assert parallel is not None
             try:
-                begun = [(row, self._inputs[row]) for row in rows if row in self._inputs]
+                begun = [(row, inputs[row]) for row in rows if row in inputs]
                 starts = parallel.advance(begun, [(r, states[r]) for r in rows if r in states])
                 self._show(live)
                 finished = parallel.judge()
@@ -71,6 +69,15 @@ class Chains:
             else:
                 followed.append(Followed(live, starts, finished))
         return followed
+
+    def _inputs(self, taken: Taken | None) -> dict[Row, Tensor]:  # [R' + 1, D] each
+        """What the chains that have begun began with, and the output there."""
+        at = [i for i, row in enumerate(self._begun) if not row.live.ended]
+        if taken is None or self._registers is None or not at:
+            return {}
+        begun = [self._begun[i] for i in at]
+        both = [select(self._registers, at), taken.combined(begun)[:, None]]
+        return dict(zip(begun, torch.cat(both, 1), strict=True))
 
     def _show(self, live: Live) -> None:
         """Tells the request's callback of the estimates of the result that are new."""

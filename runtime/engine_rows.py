@@ -33,6 +33,7 @@ class Row:
         start: ``[R, D]`` fp32, what such a row begins with; None for the request's own latents, and
             once it has begun.
         slot: Its slot in the engine's state.
+        position: Its place among the rows of the batch that it is in.
         step: The step it takes next.
         decision: For that step; None before the first one, and for serial rows.
         reuse: Weights of its kept outputs, newest first, where its next step skips.
@@ -50,6 +51,7 @@ class Row:
     chain: Chain | None = None
     start: Tensor | None = None
     slot: int = -1
+    position: int = -1
     step: int = 0
     decision: Decision | None = None
     reuse: tuple[float, ...] = (1.0,)
@@ -68,8 +70,14 @@ class Row:
     @property
     def guidance(self) -> tuple[float, ...]:
         """``[G]`` weights of its next step."""
-        weights = self.live.weights
-        return weights[self.step] if len(weights) > 1 else weights[0]
+        return self.live.guidance(self.step)
+
+    def place(self, starts: Sequence[int], branch: int) -> int:
+        """Its entry of that branch in its batch, where branch g begins at ``starts[g]``.
+
+        Where it has no such branch its last one stands in, with weight 0.
+        """
+        return starts[min(branch, self.live.branches - 1)] + self.position
 
     @property
     def superfluous(self) -> bool:
@@ -86,6 +94,16 @@ class Row:
     def ends(self) -> bool:
         """Whether it is a chain whose next step is its last."""
         return self.chain is not None and self.step == self.chain.first + self.chain.steps - 1
+
+    @property
+    def foreseen(self) -> int:
+        """Steps from here on that need nobody but the model until the last has been taken."""
+        request = self.live.request
+        heard = self.live.parallel is None and request.on_step is not None
+        if self.criterion is not None or self.begins or heard or request.noise is not None:
+            return 1
+        chain = self.chain
+        return (self.live.steps if chain is None else chain.first + chain.steps) - self.step
 
     @property
     def computes(self) -> bool:
@@ -210,6 +228,10 @@ class Live:
     def first(self) -> int:
         """Steps that the rows take that it begins with."""
         return self.steps if self.parallel is None else self.parallel.first.steps
+
+    def guidance(self, step: int) -> tuple[float, ...]:
+        """``[G]`` weights of that step."""
+        return self.weights[step] if len(self.weights) > 1 else self.weights[0]
 
     def draw(self, row: Row, device: torch.device) -> Tensor | None:
         """The noise of the row's next step, ``[D]`` fp32, None where it uses none.

@@ -65,6 +65,13 @@ class EngineState:
         )  # fmt: skip
         return sum(tensor.nbytes for tensor in tensors)
 
+    def tick_bytes(self, entries: int) -> int:
+        """Bytes that a tick of all slots takes for a while, at most, with so large a model call."""
+        size, element, branches = self.size, self.dtype.itemsize, self.branches
+        batch = size * (4 + element) + 64
+        step = size * max(16 + 2 * branches * element, 8 + branches * (12 + element)) + 256
+        return entries * batch + len(self.registers) * step
+
     def begin(self, rows: Sequence[Row]) -> None:
         """Rows of one request begin: where they were told to, or with the request's latents."""
         first = [row for row in rows if row.start is None]
@@ -98,8 +105,17 @@ class EngineState:
 
     def inputs(self, rows: Sequence[Row]) -> tuple[Tensor, Tensor]:  # [N, *shape], [N] fp32
         """What the model reads at the next step of these rows: ``scale * x``, and the time."""
-        scale, t = self.table.inputs[self._index([row.line for row in rows])].unbind(1)
-        x = self.registers[self._index([row.slot for row in rows]), 0].mul_(scale[:, None])
+        lines = self._index([row.line for row in rows])
+        return self.read(lines, self._index([row.slot for row in rows]))
+
+    def read(
+        self,
+        lines: Tensor,  # [N] int64
+        slots: Tensor,  # [N] int64
+    ) -> tuple[Tensor, Tensor]:  # [N, *shape], [N] fp32
+        """`inputs` of the rows in these slots, at the steps in these lines of the plan table."""
+        scale, t = self.table.inputs[lines].unbind(1)
+        x = self.registers[slots, 0].mul_(scale[:, None])
         return x.to(self.dtype).view(-1, *self.shape), t.contiguous()
 
     def step(
@@ -114,22 +130,30 @@ class EngineState:
         Returns:
             Mean step size and mean error estimate of each row, valid until the next step.
         """
-        stats = self._stats[: len(rows)]
-        drawn = None
-        if any(z is not None for z in noise):
-            drawn = torch.stack([self._zeros if z is None else z for z in noise])
-        solver_step(
-            self.registers,
-            outputs,
-            weights,
-            drawn,
-            self.table.coefficients,
-            self._index([row.line for row in rows]),
-            self._index([row.slot for row in rows]),
-            None,
-            stats,
-        )
+        drawn = None if all(z is None for z in noise) else torch.stack(self.drawn(noise))
+        lines = self._index([row.line for row in rows])
+        return self.write(outputs, weights, drawn, lines, self._index([row.slot for row in rows]))
+
+    def drawn(self, noise: Sequence[Tensor | None]) -> list[Tensor]:  # n of [D] fp32
+        """Zeros for the rows that draw none."""
+        return [self._zeros if z is None else z for z in noise]
+
+    def write(
+        self,
+        outputs: Sequence[Tensor],  # G of [n, D] model dtype
+        weights: Tensor,  # [n, G] fp32
+        noise: Tensor | None,  # [n, D] fp32
+        lines: Tensor,  # [n] int64
+        slots: Tensor,  # [n] int64, all different
+    ) -> Tensor:  # [n, 2] fp32
+        """`step` of the rows in these slots, at the steps in these lines of the plan table."""
+        stats, table = self.stats(len(slots)), self.table.coefficients
+        solver_step(self.registers, outputs, weights, noise, table, lines, slots, None, stats)
         return stats
+
+    def stats(self, count: int) -> Tensor:  # [n, 2] fp32
+        """Where a step of so many rows leaves its mean step sizes and error estimates."""
+        return self._stats[:count]
 
     def guidance(self, rows: Sequence[Row]) -> Tensor:  # [n, G] fp32
         """Guidance weights of the next step, 0 for the branches that a row has not."""

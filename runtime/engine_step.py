@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -16,40 +17,110 @@ Outputs = Callable[[Sequence[Row]], Sequence[Tensor]]
 """Of n rows, the model's outputs or what stands for them: G of [n, D], model dtype."""
 
 
+@dataclass(frozen=True, eq=False)
+class Taken:
+    """A step that n rows have taken.
+
+    Attributes:
+        rows: Which.
+        outputs: G of ``[n, D]`` model dtype, that they went by; none after several steps in one go.
+        weights: ``[n, G]`` fp32, their guidance.
+        stats: ``[n, 2]`` fp32: mean step size and mean error estimate, valid until the next step.
+        steps: Taken in one go, at most as many as every row had `Row.foreseen`.
+    """
+
+    rows: Sequence[Row]
+    outputs: Sequence[Tensor]
+    weights: Tensor
+    stats: Tensor
+    steps: int = 1
+
+    def combined(self, rows: Sequence[Row]) -> Tensor:  # [n', D] fp32
+        """u = sum_g w_g u_g of some of them."""
+        G, at = max(row.live.branches for row in rows), [self.rows.index(row) for row in rows]
+        return combine([_part(u, at) for u in self.outputs[:G]], _part(self.weights, at)[:, :G])
+
+
+Take = Callable[[Sequence[Row], Sequence[Tensor | None]], Taken]
+"""Takes the step of n rows with their noise, ``[D]`` fp32 each or None."""
+
+
+@dataclass(frozen=True, eq=False)
+class Tick:
+    """Rows that need one model call and one step.
+
+    Attributes:
+        state: Where their registers are.
+        rows: Those with the most branches first.
+        noise: ``[D]`` fp32 of each, or None.
+        entries: N, the size of the model call.
+        foreseen: Steps that may be taken in one go: all rows have the model to themselves so long.
+    """
+
+    state: EngineState
+    rows: Sequence[Row]
+    noise: Sequence[Tensor | None]
+    entries: int
+    foreseen: int
+
+
+def by_outputs(state: EngineState, outputs: Outputs) -> Take:
+    """The step of rows whose outputs are there."""
+
+    def take(rows: Sequence[Row], noise: Sequence[Tensor | None]) -> Taken:
+        u, weights = outputs(rows), state.guidance(rows)
+        return Taken(rows, u, weights, state.step(rows, u, weights, noise))
+
+    return take
+
+
 def take_step(
     state: EngineState,
     rows: Sequence[Row],  # n
-    outputs: Outputs,
+    take: Take,
     end: Callable[[Live, Exception], None],
-) -> None:
+) -> Taken | None:
     """Steps these rows, tells those who listen, and decides the steps after.
 
     Args:
         state: Where the rows' registers are.
         rows: Of requests that have not ended.
-        outputs: Is asked once, for the rows that do step.
+        take: Is called once, with the rows that do step, unless there are none.
         end: Ends one request with what its own code raised; the others go on.
+
+    Returns:
+        What it returned.
     """
     noise = _draw(state, rows, end)
     rows = [row for row in rows if not row.live.ended]
     if not rows:
-        return
-    u, weights = outputs(rows), state.guidance(rows)
+        return None
+    adaptive = [row for row in rows if row.criterion is not None]
+    deciding = [row for row in adaptive if row.step + 1 < row.live.steps]
+    before = state.latents(deciding) if deciding else None
+    taken = take(rows, [noise[row] for row in rows])
     for row in rows:
         row.record()
-    adaptive = [i for i, row in enumerate(rows) if row.criterion is not None]
-    fresh = [i for i in adaptive if rows[i].called[-1]]
+    fresh = [i for i, row in enumerate(rows) if row.criterion is not None and row.called[-1]]
     if fresh:
-        state.keep([rows[i] for i in fresh], [_part(branch, fresh) for branch in u])
-    deciding = [i for i in adaptive if rows[i].step + 1 < rows[i].live.steps]
-    before = state.latents([rows[i] for i in deciding]) if deciding else None
-    stats = state.step(rows, u, weights, [noise[row] for row in rows])
+        state.keep([rows[i] for i in fresh], [_part(branch, fresh) for branch in taken.outputs])
     _call_back(state, rows, end)
     if before is not None:
-        sizes = stats[:, 0].to("cpu", copy=True)  # the one read of this step
-        combined = combine([_part(branch, deciding) for branch in u], _part(weights, deciding))
-        judged = [rows[i] for i in deciding]
-        _decide(state, judged, before, combined.view(before.shape), sizes[deciding], end)
+        sizes = taken.stats[:, 0].to("cpu", copy=True)  # the one read of this step
+        sizes = sizes[[rows.index(row) for row in deciding]]
+        _decide(state, deciding, before, taken.combined(deciding).view(before.shape), sizes, end)
+    return taken
+
+
+def foreseen(rows: Sequence[Row], counts: dict[str, int]) -> int:
+    """Steps that the rows of a batch will take together, with no other row beside them.
+
+    Args:
+        rows: All rows of the batch, which is out.
+        counts: Of the row scheduler.
+    """
+    alone = counts["ready"] == 0 and counts["in_flight"] == len(rows)
+    return min(row.foreseen for row in rows) if alone else 1
 
 
 def by_request(rows: Iterable[Row]) -> list[tuple[Live, list[Row]]]:

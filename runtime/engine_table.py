@@ -27,8 +27,9 @@ class PlanTable:
     that stay as they are, which changes no bit of the others.
 
     Attributes:
-        coefficients: ``[steps, (R + 1) * (R + 2) + 1]`` fp32, what `solver_step` reads.
-        inputs: ``[steps, 2]`` fp32: input scale and model time of each call.
+        coefficients: ``[steps + 1, (R + 1) * (R + 2) + 1]`` fp32, what `solver_step` reads.
+        inputs: ``[steps + 1, 2]`` fp32: input scale and model time of each call.
+        idle: The line of a step that changes nothing, the last one.
     """
 
     def __init__(self, registers: int, steps: int, device: torch.device) -> None:
@@ -40,8 +41,11 @@ class PlanTable:
         """
         self.registers = registers
         width, fp32 = table_width(registers), torch.float32
-        self.coefficients = torch.zeros(steps, width, dtype=fp32, device=device)
-        self.inputs = torch.zeros(steps, 2, dtype=fp32, device=device)
+        self.coefficients = torch.zeros(steps + 1, width, dtype=fp32, device=device)
+        self.inputs = torch.zeros(steps + 1, 2, dtype=fp32, device=device)
+        self.idle = steps
+        matrix = self.coefficients[self.idle, :-1].view(registers + 1, registers + 2)
+        matrix[:registers].fill_diagonal_(1.0)
         self._entries: dict[str, _Entry] = {}  # by the plan's digest, the longest unused first
         self._free = list(range(steps))[::-1]
 
@@ -90,6 +94,6 @@ class PlanTable:
         if len(self._free) < len(plan):
             raise RuntimeError(
                 f"Engine.submit: no room for the {len(plan)} steps of {plan.name}, plans in use "
-                f"hold {len(self.inputs) - len(self._free)} of {len(self.inputs)} lines; wait for "
+                f"hold {self.idle - len(self._free)} of {self.idle} lines; wait for "
                 "results, or make the engine with more table_steps"
             )

@@ -23,7 +23,7 @@ from sidestep.runtime.engine_chains import Chains
 from sidestep.runtime.engine_images import Boundary, Image, Start
 from sidestep.runtime.engine_rows import Live, Row
 from sidestep.runtime.engine_state import EngineState
-from sidestep.runtime.engine_step import take_step
+from sidestep.runtime.engine_step import by_outputs, take_step
 from sidestep.runtime.ranks_calls import Calls, Lines, Team, finish_image, stop_word
 from sidestep.runtime.ranks_links import Kind, Word
 from sidestep.runtime.ranks_ring import Item, Ring, Traffic
@@ -215,9 +215,9 @@ class BlockRun:
         def fresh(some: Sequence[Row]) -> list[Tensor]:
             return [select(output, [places[row] for row in some]) for output in outputs]
 
-        chains = Chains(self._state, rows, fresh)
-        take_step(self._state, rows, fresh, _raise)
-        (followed,) = chains.follow(_raise)
+        chains = Chains(self._state, rows)
+        taken = take_step(self._state, rows, by_outputs(self._state, fresh), _raise)
+        (followed,) = chains.follow(taken, _raise)
         ended = {row for row in rows if row.ends}
         for row in rows:
             row.step += 1

@@ -16,6 +16,13 @@ def upload(values: Sequence[Any], dtype: torch.dtype, device: torch.device) -> T
     return torch.tensor(values, dtype=dtype, pin_memory=True).to(device, non_blocking=True)
 
 
+def write_(target: Tensor, values: Sequence[Any]) -> None:
+    """``values``, in any nesting, as all elements of a tensor, without waiting for its device."""
+    on_gpu = target.device.type == "cuda"
+    given = torch.tensor(values, dtype=target.dtype, pin_memory=on_gpu)
+    target.copy_(given.view(target.shape), non_blocking=True)
+
+
 def index(places: Sequence[int], device: torch.device) -> slice | Tensor:
     """Selects ``places`` of a tensor's first dimension: a slice where they follow each other.
 

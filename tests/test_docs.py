@@ -43,13 +43,14 @@ def test_engine(capsys: pytest.CaptureFixture[str]) -> None:
     lines = capsys.readouterr().out.splitlines()
     engine = names["engine"]
     D, capacity, R, H, G, e = 4 * 16 * 16, 16, 4, 3, 2, 4
-    state = capacity * D * (4 * R + H * G * e) + 16384 * 4 * ((R + 1) * (R + 2) + 3)
+    state = capacity * D * (4 * R + H * G * e) + 16385 * 4 * ((R + 1) * (R + 2) + 3)
     assert int(lines[0]) == engine.memory_bytes == state + 4 * D + 8 * capacity
     assert sorted(line.split(" done ")[0] for line in lines[1:]) == [
         "cat with an umbrella",
         "frog on a bicycle",
     ]
-    assert engine.counts()["done"] == 2
+    assert engine.counts()["done"] == 3
+    assert (names["last"].status, names["last"].nfe) == ("done", (12.0,))
 
 
 def test_sample(capsys: pytest.CaptureFixture[str]) -> None:

@@ -25,6 +25,7 @@ _EXPORTS = {
     "BackendUnavailable": "sidestep.kernels",
     "DynamicThreshold": "sidestep.runtime.thresholding",
     "Engine": "sidestep.runtime.engine",
+    "EngineLoop": "sidestep.runtime.engine_loop",
     "Plan": "sidestep.runtime.plan",
     "QueueFull": "sidestep.runtime.engine",
     "RankError": "sidestep.runtime.ranks",
@@ -47,6 +48,7 @@ __all__ = [
     "BackendUnavailable",
     "DynamicThreshold",
     "Engine",
+    "EngineLoop",
     "Plan",
     "QueueFull",
     "RankError",
@@ -70,6 +72,7 @@ if TYPE_CHECKING:
     from sidestep.models import load_pipeline
     from sidestep.planning import auto
     from sidestep.runtime.engine import Engine, QueueFull, Request, Result
+    from sidestep.runtime.engine_loop import EngineLoop
     from sidestep.runtime.methods.adaptive import Adaptive
     from sidestep.runtime.methods.srds import SRDS
     from sidestep.runtime.plan import Plan

@@ -61,7 +61,7 @@ def test_all_state_is_there_from_the_beginning() -> None:
     engine = Engine(SHAPE, capacity=5, registers=3, history=2, branches=2, table_steps=100)
     D = 4 * 16 * 16
     state = 5 * 3 * D * 4 + 5 * 2 * 2 * D * 4
-    table = 100 * (4 * 5 + 1) * 4 + 100 * 2 * 4
+    table = 101 * ((4 * 5 + 1) * 4 + 2 * 4)
     assert engine.memory_bytes == state + table + D * 4 + 5 * 2 * 4
     half = Engine(SHAPE, capacity=5, registers=3, history=2, table_steps=100, dtype=torch.float16)
     assert engine.memory_bytes - half.memory_bytes == 5 * 2 * 2 * D * 2
