@@ -12,7 +12,7 @@ from sidestep.runtime.methods.criteria import CRITERIA
 from sidestep.runtime.methods.criteria.gate import Gate
 from sidestep.runtime.methods.criterion import Criterion
 
-DEFAULT_MODE = "error-control"
+DEFAULT_MODE = "learned"
 
 
 @dataclass(frozen=True, kw_only=True)

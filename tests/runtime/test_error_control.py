@@ -241,4 +241,4 @@ def test_a_short_reach_is_straight_but_for_a_multistep_solver() -> None:
     assert 0.9 < straight and skipped_weights(stalled, multistep=False) == pytest.approx(
         (1 + straight, -straight)
     )
-    assert isinstance(Adaptive().criterion(), ErrorControl)
+    assert isinstance(Adaptive(mode="error-control").criterion(), ErrorControl)

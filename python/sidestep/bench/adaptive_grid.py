@@ -9,10 +9,16 @@ from sidestep.runtime.methods.adaptive import DEFAULT_MODE, Adaptive
 from sidestep.runtime.methods.criteria import CRITERIA
 from sidestep.runtime.methods.criterion import Method
 
-DEFAULT_FACTORS = (0.28, 0.5, 1.0, 2.2)
-PAPER_FACTORS = (1.0, 3.0)
-MODE_FACTORS = (1.0, 2.5)
+SWEEPS = {
+    "default": (0.14, 0.28, 0.5, 0.75, 1.0, 1.3, 1.5, 2.2),
+    "error-control": (0.5, 1.0, 1.5, 2.2),
+    "paper": (1.0, 3.0),
+}
+OTHER_SWEEP = (1.0, 2.5)
 """What a mode's own threshold is multiplied by in its sweep."""
+
+RIVALS = ("paper", "error-control")
+"""Modes that are measured on all prompts: the published one, and the best without training."""
 
 PATTERNS = ("uniform-hold", "uniform-linear", "zeus", "sada")
 OTHERS = ("fewer-steps", "deepcache", "oracle")
@@ -64,7 +70,7 @@ def families() -> tuple[str, ...]:
 
 def on_subset(family: str) -> bool:
     """Whether a family is measured on the first prompts only: what decides nothing, or is dear."""
-    return family == "oracle" or (family in CRITERIA and family != "paper")
+    return family == "oracle" or (family in CRITERIA and family not in RIVALS)
 
 
 def policies(family: str, steps: int, exploding: bool) -> list[Policy]:
@@ -124,7 +130,7 @@ def oracle_calls(steps: int) -> list[int]:
 def _thresholds(family: str) -> list[Policy]:
     """The sweep of a mode's threshold around its own one."""
     mode = DEFAULT_MODE if family == "default" else family
-    factors = {"default": DEFAULT_FACTORS, "paper": PAPER_FACTORS}.get(family, MODE_FACTORS)
+    factors = SWEEPS.get(family, OTHER_SWEEP)
     own = CRITERIA[mode].DEFAULTS.threshold
     return [
         Policy(

@@ -64,7 +64,7 @@ Seed = Annotated[int, typer.Option(help="Image i starts from seed + i.")]
 Batch = Annotated[int, typer.Option(help="Images a batch.")]
 Mode = Annotated[
     str | None,
-    typer.Option(help="Adaptive: the criterion. error-control if not given; paper, learned, ..."),
+    typer.Option(help="Adaptive: the criterion. learned if not given; error-control, paper, ..."),
 ]
 Threshold = Annotated[
     float | None,

@@ -184,7 +184,8 @@ class Learned(Gated):
         if self._predictor.reuse != gate.reuse:
             raise ValueError(
                 f"Adaptive: the predictor was trained for reuse={self._predictor.reuse!r}, got "
-                f"{gate.reuse!r}; `sidestep train adaptive --reuse` makes another"
+                f"{gate.reuse!r}; `sidestep train adaptive --reuse` makes another, and mode "
+                "'error-control' takes any rule"
             )
 
     def begin(self) -> None:
