@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from sidestep.metrics import percentile
 from sidestep.report.pictures import save_figure
+from sidestep.runtime.methods.adaptive import Adaptive
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -22,6 +23,11 @@ Result = dict[str, Any]
 EQUAL_CALLS = {50: (27, 24, 20, 17), 25: (15, 13, 12, 11), 250: (50, 33, 25, 20)}
 TARGETS = {50: (2.5, 35.0, 30.0), 25: (1.7, 32.0, 0.0), 250: (10.0, 35.0, 0.0)}
 """steps: (times fewer calls, mean PSNR, 10th percentile) that the default mode aims at."""
+
+PROMPTS = 64
+CHOSEN_ON = range(2, PROMPTS, 4)
+"""The novel prompts that constants of the default were chosen on: two numbers beside the network,
+which was trained on none of them (`sidestep.runtime.methods.criteria.learned`)."""
 
 STYLES = {
     "default": ("#2563eb", "o"),
@@ -143,6 +149,31 @@ def targets(document: dict[str, Any]) -> list[str]:
             f"{best['ratio']:.2f}x, {best['psnr']:.1f} dB, {best['psnr_p10']:.1f} dB, "
             f"wall-clock {best['speedup']:.2f}x)"
         )
+    return lines
+
+
+def held_out(document: dict[str, Any]) -> list[str]:
+    """The default at its own threshold, on the prompts that none of its constants was chosen on.
+
+    A sentence for every scheduler and number of steps; none where not all prompts were measured.
+    """
+    if len(document["prompts"]) < PROMPTS:
+        return []
+    own = Adaptive()
+    lines = []
+    for solver, steps in settings(document):
+        for r in by_family(document, solver, steps).get("default", []):
+            if r["method"] == repr(own):
+                calls, values = (
+                    [v for i, v in enumerate(r["images"][name]) if i not in CHOSEN_ON]
+                    for name in ("calls", "psnr")
+                )
+                lines.append(
+                    f"{solver}, {steps} steps: {sum(calls) / len(calls):.1f} calls, "
+                    f"{sum(values) / len(values):.1f} dB, 10th percentile "
+                    f"{percentile(values, 0.1):.1f} (all {PROMPTS}: {r['calls']:.1f}, "
+                    f"{r['psnr']:.1f}, {r['psnr_p10']:.1f})"
+                )
     return lines
 
 
