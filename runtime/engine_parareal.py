@@ -157,9 +157,9 @@ class Parareal:
             turn, boundary, changed.tolist(), strict=True
         ):
             image.residuals[block, iterate] = change, size
-            moved.append(iterate == 0 or not change < self.stop.least**2)
+            moved.append(iterate == 0 or self.stop.moved(math.sqrt(max(0.0, change))))
             if moved[-1]:
-                image.boundaries[block] = x
+                image.boundaries[block] = x.clone()  # alone, without the others of this turn
             if block == self.blocks:
                 image.latents[iterate] = x[0]
                 self._news.setdefault(iterate, []).append(image)

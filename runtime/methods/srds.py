@@ -11,16 +11,17 @@ F the plan itself over the block:
 where C_i, the coarse solver's correction (`sidestep.runtime.methods.coarse`), says how a change of
 the block's start moves its end; u_i^p is the first of the fine evaluations of the next iteration.
 The correction is added last and is exactly 0 where nothing has changed: after iteration p the first
-p blocks equal the serial sampler bit for bit, and after B of them all do.
+p blocks equal the serial sampler bit for bit, and after B of them all do (with a tolerance of 0).
 
 What runs when is decided in `csrc/core/parareal.cpp`: iteration p + 1 follows iteration p block by
 block, so that K iterations take K (m - 1) + B ticks for blocks of m steps, never more than N.
 
 A block whose start has hardly moved does not start again: while rms(x_{i-1}^p - y) is below
-tolerance / (2 B), where y is what block i has started from last, that run serves for iterate p as
+tolerance / (16 B), where y is what block i has started from last, that run serves for iterate p as
 well.  So iterations die out from the left, and those that are begun before it is known that they
-are not needed cost little.  All starts together are then off by half of the tolerance at most; what
-they are off counts in the estimate below.  With a tolerance of 0 nothing is left out.
+are not needed cost less.  All starts together are then off by a sixteenth of the tolerance at most;
+what they are off counts in the estimate below, as if nothing made it grow.  With a tolerance of 0
+nothing is left out, and only then all B iterations are exact.
 
 An image stops by itself, when the error that it has left is estimated below the tolerance.  The
 pipelining shows how the iteration contracts before it is needed: when x_B^p arrives, iteration
@@ -57,6 +58,7 @@ from sidestep.runtime.plan import Plan
 _LOOKED_AT = 4  # boundaries, the last that show a contraction
 _DOUBT = 0.1  # added to rho: no iteration is trusted to leave less than a tenth
 _WORST = 0.95  # rho above which nothing is foretold
+_RESTART = 16  # all starts together may be off by the tolerance divided by this
 _STILL = 4  # a change this much below the tolerance, twice and everywhere, is the model's own noise
 _ROUNDING = 1e-6  # root mean square below which a quotient of residuals says nothing
 _LEAST = 1e-9  # a change, however small, is none of 0
@@ -77,7 +79,7 @@ class SRDS:
         tolerance: Root mean square of the error in the latents (float32, clean latents of unit
             variance) at which an image stops. 0 stops when nothing changes any more, bit for bit.
         max_iterations: Most iterations; None for as many as there are blocks, after which the
-            result is exact.
+            result is exact if the tolerance is 0.
         exact: The same as a tolerance of 0: every image equals the serial sampler's, bit for bit,
             with a model whose result does not depend on the size of the batch.
         coarse: The coarse solver, a name in `COARSE`.
@@ -225,9 +227,17 @@ class Stop:
         """
         self.tolerance = settings.allowed
         self.blocks = len(bounds) - 1
-        self.least = self.tolerance / (2 * self.blocks)  # changes below it start no block again
+        self._least = self.tolerance / (_RESTART * self.blocks)
         self.most = settings.iterations(self.blocks)
         self._ticks = formation_ticks(bounds, self.most + 1)
+
+    def moved(self, change: float) -> bool:
+        """Whether a boundary that is so far from where the next block has started starts it again.
+
+        Args:
+            change: Root mean square.
+        """
+        return not change < self._least
 
     def needed(self, iterate: int) -> int:
         """Boundaries 1 .. this of the next iterate are to be known before `error` is asked."""
@@ -239,7 +249,7 @@ class Stop:
 
     def error(
         self,
-        residuals: np.ndarray,  # [most + 2, B + 1], D_i^p at [p, i]; exact boundaries have 0
+        residuals: np.ndarray,  # [most + 2, B + 1], D_i^p at [p, i]; 0 where there is none, p > i
         iterate: int,
     ) -> float:
         """Estimated root mean square of the error of x_B^p; infinite while nothing is known."""
@@ -248,7 +258,7 @@ class Stop:
             return neglected
         now, known = residuals[iterate, 1:], self.needed(iterate)
         after = residuals[iterate + 1, 1 : known + 1]
-        if now.max() <= self.least:  # nothing has moved, and nothing will
+        if now.max() <= self._least:  # nothing has moved, and nothing will
             return float(now.max()) + neglected
         told = self._contraction(residuals, iterate, known)
         rho = math.inf if told is None else told + _DOUBT
@@ -258,14 +268,13 @@ class Stop:
             found = max(seen, float(now[known:].max(initial=0.0)) * rho / (1 - rho), _LEAST)
             found += neglected
         still = _STILL * float(residuals[max(1, iterate - 1) : iterate + 2].max())
-        return min(found, still) if iterate > 1 else found
+        return min(found, still + neglected) if iterate > 1 else found
 
     def _neglected(self, residuals: np.ndarray, iterate: int) -> float:
         """What the starts of all blocks together are off their boundaries."""
         exact = residuals.diagonal()[1 : min(iterate, self.blocks)]
         others = residuals[iterate, max(1, iterate) : self.blocks]
-        off = np.concatenate([exact, others])
-        return float(off[off < self.least].sum())
+        return float(sum(off for off in (*exact, *others) if not self.moved(off)))
 
     def enough(self, error: float) -> bool:
         """Whether an image with that error may stop."""
@@ -295,7 +304,7 @@ class Stop:
         after: np.ndarray,  # [n]
     ) -> np.ndarray:  # [at most _LOOKED_AT]
         """``after / before`` of the last boundaries where it says something."""
-        said = before > max(_ROUNDING, self.least)
+        said = before > max(_ROUNDING, self._least)
         quotients: np.ndarray = after[said] / before[said]
         return quotients[-_LOOKED_AT:]
 

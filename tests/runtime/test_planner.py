@@ -92,7 +92,7 @@ def test_ticks_and_evaluations_until_the_stop(steps: int, blocks: int, K: int) -
     widths, ticks = wavefront(bounds, K)
     everything = simulate_parareal(bounds, blocks)
     assert ticks == everything.formed[K] == simulate_parareal(bounds, K).ticks
-    ahead = simulate_parareal(bounds, min(blocks, {1: 3}.get(K, K + 1)))
+    ahead = simulate_parareal(bounds, min(blocks, K + 2))
     np.testing.assert_array_equal(widths, ahead.widths[:ticks])
     assert parareal_cost(bounds, K) < widths.sum() <= everything.widths[:ticks].sum()
 
