@@ -30,16 +30,16 @@ PARTS = ROOT / "build" / ("srds-quick" if QUICKLY else "srds")
 COMMAND = ["bench", "srds", "--coarse", "krylov", "--coarse", "hold"]
 COUNTS = (25, 100) if QUICKLY else STEPS
 LONG = 150
-"""Steps from which on the plain coarse solver is left out, and a second tolerance of ParaDiGMS."""
+"""Steps from which on a second tolerance of ParaDiGMS is left out."""
 
 LOOSE = 100
 """Steps from which on ParaDiGMS is compared with a tolerance above the published one too, and below
-which with one under it."""
+which with one under it. From there on the plain coarse solver is left out."""
 
 
 def options(steps: int) -> list[str]:
     """What one number of steps is measured with; some is left out where it takes too long."""
-    command = [*(COMMAND if steps < LONG else COMMAND[:4]), "--paradigms", "4"]
+    command = [*(COMMAND if steps < LOOSE or QUICKLY else COMMAND[:4]), "--paradigms", "4"]
     tolerances = ("0.1", "0.03") if steps < LOOSE else ("0.3", "0.1")
     for tolerance in tolerances if steps < LONG else (f"{PUBLISHED:g}",):
         command = [*command, "--paradigms-tolerance", tolerance]

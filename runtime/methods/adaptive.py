@@ -35,7 +35,8 @@ class Adaptive:
         warm_up: First steps, always computed.
         protect_last: Last steps, always computed where the host says how many there are.
         debt: Whether the criterion's values add up over a run of skips.
-        gradual: Whether a run of skips is at most one step longer than the run before it.
+        gradual: Whether a run of skips is at most one step longer than the run before it, or one
+            for every hundred steps that are planned.
         predictor: In mode ``"learned"``, the file of its weights, from ``sidestep train adaptive``;
             None for the one that ships.
 

@@ -217,6 +217,9 @@ def test_a_gradual_run_is_one_step_longer_at_most_than_the_run_before() -> None:
     values = [0.0] * 4 + [2.0] + [0.0] * 4
     cut = words(values, Course(rows=1), warm_up=2, gradual=True)  # after one skip instead of two
     assert cut[3:] == ["skipped", "criterion", "skipped", "skipped", "cap", "skipped"]
+    many = words([0.0] * 40, Course(rows=1, steps=350), warm_up=2, max_skip=9, gradual=True)
+    runs = "".join("." if word == "skipped" else "#" for word in many)
+    assert runs == "#...#......#.........#.........#........"  # three more in 350 steps
 
 
 def test_debt_adds_up_over_a_run_and_is_paid_by_computing() -> None:

@@ -14,8 +14,11 @@ SWEEPS = {
     "error-control": (0.5, 1.0, 1.5, 2.2),
     "paper": (1.0, 3.0),
 }
+LONG_SWEEPS = {"default": (0.5, 1.0, 2.2, 5.0, 12.0, 30.0)}
 OTHER_SWEEP = (1.0, 2.5)
-"""What a mode's own threshold is multiplied by in its sweep."""
+"""What a mode's own threshold is multiplied by in its sweep; from `LONG` steps on, and others."""
+
+LONG = 100
 
 RIVALS = ("paper", "error-control")
 """Modes that are measured on all prompts: the published one, and the best without training."""
@@ -81,7 +84,7 @@ def policies(family: str, steps: int, exploding: bool) -> list[Policy]:
         exploding: Whether the scheduler's latents are those of Euler.
     """
     if family == "default" or family in CRITERIA:
-        return _thresholds(family)
+        return _thresholds(family, steps)
     if family.startswith("uniform"):
         return _uniform(family, steps)
     if family == "zeus":
@@ -98,7 +101,7 @@ def policies(family: str, steps: int, exploding: bool) -> list[Policy]:
             for m, begin, end, late in SADA_SETTINGS
         ]
     if family == "fewer-steps":
-        shares = FEWER_SHARES if steps < 100 else (0.2, 0.13, 0.08)
+        shares = FEWER_SHARES if steps < LONG else (0.2, 0.13, 0.08)
         counts = sorted({round(steps * share) for share in shares}, reverse=True)
         return [Policy(family=family, label=f"{n} steps", steps=n) for n in counts]
     if family == "deepcache":
@@ -109,7 +112,7 @@ def policies(family: str, steps: int, exploding: bool) -> list[Policy]:
 def _uniform(family: str, steps: int) -> list[Policy]:
     """One in so many, as it is and with the last steps computed, where a line errs most."""
     reuse = family.removeprefix("uniform-")
-    every = (2, 3, 4) if steps < 100 else (5, 10, 15)
+    every = (2, 3, 4) if steps < LONG else (5, 10, 15)
     return [
         Policy(
             family=family,
@@ -127,10 +130,12 @@ def oracle_calls(steps: int) -> list[int]:
     return [round(share * steps) for share in shares]
 
 
-def _thresholds(family: str) -> list[Policy]:
+def _thresholds(family: str, steps: int) -> list[Policy]:
     """The sweep of a mode's threshold around its own one."""
     mode = DEFAULT_MODE if family == "default" else family
     factors = SWEEPS.get(family, OTHER_SWEEP)
+    if steps >= LONG:
+        factors = LONG_SWEEPS.get(family, factors)
     own = CRITERIA[mode].DEFAULTS.threshold
     return [
         Policy(

@@ -7,8 +7,8 @@ After step k, step k + 1 is skipped if
 
 where d, the debt, is the sum of the v of the present run of skips: inside a run v goes blind, as
 the latents follow outputs that were not computed.  A v that is not a number computes.  Gradual, a
-run of skips is at most one step longer than the run before it: a first v that happens to be small
-must not decide a long stretch.
+run of skips is at most one step longer than the run before it (one for every hundred steps of the
+trajectory): a first v that happens to be small must not decide a long stretch.
 """
 
 from __future__ import annotations
@@ -139,7 +139,8 @@ class Gated(ABC):
             return "last"
         longest = gate.max_skip
         if gate.gradual and len(computed) > 1:
-            longest = min(longest, computed[0] - computed[1])
+            growth = max(1, (steps or 0) // 100)
+            longest = min(longest, computed[0] - computed[1] - 1 + growth)
         return "cap" if wanted - computed[0] > longest else ""
 
     def _weights(
