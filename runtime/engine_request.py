@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 from torch import Tensor
 
-from sidestep.runtime.methods.criterion import Method
+from sidestep.runtime.methods.criterion import Course, Method
 from sidestep.runtime.methods.srds import SRDS
 from sidestep.runtime.plan import Noise, Plan
 from sidestep.runtime.summary import Summary
@@ -41,6 +41,8 @@ class Request:
             of the others. With `SRDS`, ``k`` counts iterates and ``x`` is the present estimate of
             the result. It may submit and cancel; an exception ends this request.
         tag: Anything; comes back with the result.
+        course: What the method is told of the trajectory, but for the number of rows and of steps;
+            None for what the plan itself shows.
     """
 
     plan: Plan
@@ -51,6 +53,7 @@ class Request:
     noise: Noise | None = None
     on_step: OnStep | None = None
     tag: Any = None
+    course: Course | None = None
 
 
 @dataclass(frozen=True, eq=False)

@@ -218,7 +218,7 @@ class Live:
         plan, method = self.request.plan, self.request.method
         if method is None or isinstance(method, SRDS):
             return [None] * self.count
-        course = plan_course(plan, rows=1)
+        course = replace(self.request.course or plan_course(plan), rows=1, steps=len(plan))
         criteria = [method.criterion() for _ in range(self.count)]
         for criterion in criteria:
             criterion.start(course)

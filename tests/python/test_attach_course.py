@@ -11,6 +11,7 @@ from sidestep.adapters.attach_course import course_of
 from sidestep.adapters.scheduler import SidestepScheduler
 from sidestep.runtime.methods.criterion import Course
 from sidestep.runtime.plan import Plan
+from sidestep.runtime.plan_course import plan_course
 
 KINDS: dict[str, tuple[type, dict[str, Any]]] = {
     "ddim": (diffusers.DDIMScheduler, {"clip_sample": False}),
@@ -38,6 +39,52 @@ def test_where_the_steps_lie(kind: str) -> None:
         np.testing.assert_allclose(log_snr, plan.log_snr[first:], rtol=1e-4)
         assert (np.diff(log_snr) > 0).all() and course.rows == 0
         assert course.multistep == (plan.registers > 1)
+
+
+EQUAL: dict[str, tuple[str, dict[str, Any]]] = {
+    **{
+        name: (name, {})
+        for name in (
+            "DEISMultistep", "DPMSolverMultistep", "DPMSolverSinglestep", "EDMDPMSolverMultistep",
+            "EDMEuler", "EulerDiscrete", "FlowMatchEulerDiscrete", "LMSDiscrete", "UniPCMultistep",
+        )
+    },
+    "DDIM": ("DDIM", {"clip_sample": False}),
+    "DDIM, v": ("DDIM", {"clip_sample": False, "prediction_type": "v_prediction"}),
+    "PNDM": ("PNDM", {"skip_prk_steps": True}),
+    "EDMEuler, v": ("EDMEuler", {"prediction_type": "v_prediction"}),
+    "EDMEuler, other data": ("EDMEuler", {"sigma_data": 1.0}),
+    "EDM-DPM 1": ("EDMDPMSolverMultistep", {"solver_order": 1}),
+    "DPM 1": ("DPMSolverMultistep", {"solver_order": 1}),
+    "UniPC 1": ("UniPCMultistep", {"solver_order": 1}),
+    "UniPC 1, in part": ("UniPCMultistep", {"solver_order": 1, "disable_corrector": [0, 1, 2]}),
+    "UniPC 1, alone": ("UniPCMultistep", {"solver_order": 1, "disable_corrector": [*range(11)]}),
+    "flow by UniPC": (
+        "UniPCMultistep",
+        {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": 3.0},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", EQUAL)
+def test_a_scheduler_and_its_plan_say_the_same(kind: str) -> None:
+    """The engine decides by what the plan shows as the stepwise driver by the scheduler."""
+    name, settings = EQUAL[kind]
+    make = getattr(diffusers, f"{name}Scheduler")
+    scheduler = make(**settings)
+    scheduler.set_timesteps(12)
+    told = course_of(scheduler, scheduler.timesteps[0])
+    shown = plan_course(Plan.from_scheduler(make(**settings), 12))
+    assert (told.steps, told.prediction, told.multistep) == (
+        shown.steps, shown.prediction, shown.multistep,
+    )  # fmt: skip
+    assert told.log_snr is not None and shown.log_snr is not None
+    np.testing.assert_allclose(told.log_snr, shown.log_snr, atol=1e-4)
+    several = {"UniPC 1", "UniPC 1, in part", "EDMDPMSolverMultistep", "DPMSolverMultistep"}
+    single = {"UniPC 1, alone", "EDM-DPM 1", "DPM 1", "EDMEuler", "DDIM"}
+    assert told.multistep is (kind in several) or kind not in several | single
+    if kind.startswith("EDM"):
+        assert told.prediction == (None if kind.endswith("other data") else "edm")
 
 
 class Elsewhere(torch.Tensor):

@@ -62,13 +62,18 @@ def _prediction(scheduler: SchedulerMixin) -> str | None:
 
 
 def _is_multistep(scheduler: SchedulerMixin) -> bool:
-    """Whether the solver keeps outputs of earlier steps: the lists that diffusers' solvers do."""
+    """Whether the solver steps with outputs of earlier steps: as `plan_course` sees in a plan."""
     plan = getattr(scheduler, "plan", None)  # SidestepScheduler's own
     if plan is not None and getattr(scheduler, "num_inference_steps", None):
         return plan().registers > 1
     if any(hasattr(scheduler, name) for name in ("ets", "derivatives")):  # PNDM, iPNDM; LMS
         return True
     config: Any = getattr(scheduler, "config", {})
+    uncorrected = getattr(scheduler, "disable_corrector", None)  # UniPC's: steps without it
+    if uncorrected is not None:
+        steps = getattr(scheduler, "num_inference_steps", None) or 0
+        if not set(range(steps - 1)) <= set(uncorrected):
+            return True  # a corrector steps again, with the output before
     return hasattr(scheduler, "model_outputs") and config.get("solver_order", 1) > 1
 
 
@@ -79,7 +84,9 @@ def _first_index(
         index = getattr(scheduler, name, None)
         if index is not None and index < len(timesteps):
             return int(index)
-    found = np.flatnonzero(timesteps == np.float64(float(torch.as_tensor(timestep).flatten()[0])))
+    found = np.flatnonzero(
+        timesteps == np.float64(float(torch.as_tensor(timestep, device="cpu").flatten()[0]))
+    )
     return int(found[0]) if len(found) else None
 
 
@@ -90,6 +97,8 @@ def _log_snr(scheduler: SchedulerMixin, timesteps: np.ndarray, first: int) -> np
     if hasattr(twin, "scale_model_input") and hasattr(twin, "_step_index"):
         for k in range(len(timesteps)):
             twin._step_index = first + k
-            one = twin.scale_model_input(torch.ones((), dtype=torch.float64), twin.timesteps[k])
+            one = twin.scale_model_input(
+                torch.ones((), dtype=torch.float64, device="cpu"), twin.timesteps[k]
+            )
             scales[k] = float(one)
     return log_snr(scheduler, timesteps, scales, first)

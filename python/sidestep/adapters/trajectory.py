@@ -19,6 +19,7 @@ from diffusers.schedulers.scheduling_utils import SchedulerOutput
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map_only, tree_unflatten
 
+from sidestep.adapters.attach_course import course_of
 from sidestep.adapters.capture import Call, CannotCapture, read_call
 from sidestep.adapters.guidance import probe
 from sidestep.adapters.trajectory_plan import Planned
@@ -227,6 +228,9 @@ class WholeTrajectory:
             if announced and announced < len(plan):
                 plan = plan[:announced]
             trajectory = Trajectory.begin(plan, latents, recording.calls, given["model_output"])
+            if self.method is not None and not isinstance(self.method, SRDS):
+                # the scheduler knows more than its plan shows; the stepwise driver is told the same
+                trajectory.course = course_of(scheduler, given["timestep"], announced)
             recording.trajectory = trajectory
         trajectory.record(latents, recording.calls, recording.helpers, given["model_output"])
         recording.planned.advance(scheduler, len(trajectory.steps))

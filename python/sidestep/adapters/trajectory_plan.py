@@ -134,5 +134,5 @@ def _begin(scheduler: Any, times: np.ndarray, timestep: Any) -> int:
         index = getattr(scheduler, name, None)
         if index is not None:
             return int(index)
-    value = float(torch.as_tensor(timestep).flatten()[0])
+    value = float(torch.as_tensor(timestep, device="cpu").flatten()[0])
     return int(np.abs(times - value).argmin())

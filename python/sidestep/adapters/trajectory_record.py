@@ -20,6 +20,7 @@ from sidestep.adapters.capture_layout import (
 )
 from sidestep.adapters.guidance import fit_weights
 from sidestep.runtime.denoisers import RecordedStep
+from sidestep.runtime.methods.criterion import Course
 from sidestep.runtime.plan import Plan
 
 
@@ -29,6 +30,7 @@ class Trajectory:
 
     Attributes:
         plan: The sampler.
+        course: What the scheduler says of it; None for what the plan shows.
         layout: Between the scheduler's latents and rows.
         start: ``[R, ...]``, the latents before the first step.
         stand_in: ``[S, ...]``, what the pipeline takes for the latents of the coming step.
@@ -42,6 +44,7 @@ class Trajectory:
     start: Tensor
     stand_in: Tensor
     library: Library
+    course: Course | None = None
     steps: list[RecordedStep] = field(default_factory=list)
     weights: list[dict[int, Tensor]] = field(default_factory=list)
 
@@ -148,7 +151,7 @@ def _find_weights(
     probes = [block for answer in answers for block in blocks_of(answer, rows, shape)]
     weights = fit_weights(combined, probes)
     if weights is not None:
-        return [torch.tensor(w) for w in weights]
+        return [torch.tensor(w, device="cpu") for w in weights]
     if combined.dim() < 5:
         return None
     frames = range(combined.shape[1])  # a guidance scale for every frame (Stable Video Diffusion)
@@ -157,4 +160,4 @@ def _find_weights(
     if len(known) < len(by_frame):
         return None
     extra = [1] * (combined.dim() - 2)
-    return [torch.tensor(w).view(-1, *extra) for w in zip(*known, strict=True)]
+    return [torch.tensor(w, device="cpu").view(-1, *extra) for w in zip(*known, strict=True)]

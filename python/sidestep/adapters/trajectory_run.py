@@ -53,6 +53,7 @@ def run_trajectory(
         x=start.float(),
         guidance=[[1.0]] * len(plan) if mixes is not None else _weights(trajectory),
         method=chosen,
+        course=trajectory.course,
         noise=noise,
         on_step=on_step,
     )
@@ -112,7 +113,7 @@ def _mixes(trajectory: Trajectory) -> list[Tensor] | None:  # K of [G, ...]
     dim = trajectory.start.dim() - 1
     mixes = []
     for of in trajectory.weights:
-        weights = [of.get(b, torch.zeros(())) for b in range(count)]
+        weights = [of.get(b, torch.zeros((), device="cpu")) for b in range(count)]
         wide = [w.view(*w.shape, *[1] * (dim - w.dim())) for w in weights]
         mixes.append(torch.stack(torch.broadcast_tensors(*wide)))
     return mixes
