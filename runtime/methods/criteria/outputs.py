@@ -9,12 +9,14 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from sidestep.runtime.methods.criterion import Observation
 from sidestep.runtime.methods.reuse import HISTORY
 from sidestep.runtime.upload import upload
 
 _STEPS = max(HISTORY.values())
+_CHUNK = 2048  # elements
 
 
 class ComputedOutputs:
@@ -82,3 +84,15 @@ def per_row(values: Sequence[float] | Sequence[bool], like: Tensor) -> Tensor:  
 def broadcast(values: Tensor, like: Tensor) -> Tensor:  # [rows] -> [rows, 1, ...]
     """One number a row in the shape in which it meets ``like``."""
     return values.view(-1, *[1] * (like.ndim - 1))
+
+
+def row_sum(x: Tensor) -> Tensor:  # [rows, ...] -> [rows]
+    """Sum over each row, of chunks first.
+
+    On a CPU torch would split one long row over its threads, and several rows not: a row's bits
+    would depend on how many there are.
+    """
+    flat = x.flatten(1)
+    if flat.shape[1] % _CHUNK:
+        flat = functional.pad(flat, (0, -flat.shape[1] % _CHUNK))
+    return flat.view(len(x), -1, _CHUNK).sum(2).sum(1)

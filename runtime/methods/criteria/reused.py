@@ -17,7 +17,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from sidestep.runtime.methods.criteria.outputs import ComputedOutputs, broadcast, per_row
+from sidestep.runtime.methods.criteria.outputs import (
+    ComputedOutputs,
+    broadcast,
+    per_row,
+    row_sum,
+)
 from sidestep.runtime.methods.criterion import Course, Observation
 from sidestep.runtime.methods.reuse import HISTORY, reuse_weights, straightness
 
@@ -105,7 +110,7 @@ def gaps(steps: Sequence[Sequence[int]]) -> list[int]:
 
 def rms(x: Tensor) -> Tensor:  # [rows, ...] -> [rows]
     """Root of the mean square over each row."""
-    return x.square().flatten(1).mean(1).sqrt()
+    return (row_sum(x.square()) / x[0].numel()).sqrt()
 
 
 def _share(
@@ -113,6 +118,5 @@ def _share(
     foretold: Tensor,  # [rows, ...]
 ) -> Tensor:  # [rows]
     """The part of a foretold change that came true, by least squares, within 0 and 1."""
-    product = (moved * foretold).flatten(1).sum(1)
-    square = foretold.square().flatten(1).sum(1)
+    product, square = row_sum(moved * foretold), row_sum(foretold.square())
     return torch.where(square > 0, (product / square).clamp(0, 1), _UNKNOWN_SHARE)
