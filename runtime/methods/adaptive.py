@@ -25,13 +25,15 @@ class Adaptive:
     Attributes:
         mode: The criterion: a name in `CRITERIA`. ``"paper"`` is the published program exactly,
             row by row; of the settings below it has only the threshold and the cap.
-        threshold: Largest value of the criterion at which a step is skipped. The default mode's own
-            makes about 20 calls of 50 DDIM steps of the bundled model (docs/results/adaptive.md).
+        threshold: Largest value of the criterion at which a step is skipped; at 0 none is
+            (in mode ``"paper"`` one whose value is 0). The default mode's own makes about 20 calls
+            of 50 DDIM steps of the bundled model (docs/results/adaptive.md).
         max_skip: Most skips in a row. In mode ``"paper"`` the first run may be 5 long.
         reuse: What a skipped step goes on with, of the outputs computed before it: ``"hold"``,
             ``"linear"``, ``"quadratic"``, ``"interleave"`` or ``"damped"``
             (`sidestep.runtime.methods.reuse`). ``"damped"`` looks at the outputs: where the host
-            hides them, every step is computed.
+            hides them, every step is computed. Mode ``"learned"`` takes the rule of its predictor
+            only; for another one there is ``"error-control"``.
         warm_up: First steps, always computed.
         protect_last: Last steps, always computed where the host says how many there are.
         debt: Whether the criterion's values add up over a run of skips.

@@ -204,3 +204,32 @@ def test_a_mode_fills_in_what_was_left_out(mode: str) -> None:
 def test_bad_settings_are_refused(settings: dict, sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
         Adaptive(**settings)
+
+
+@pytest.mark.parametrize(
+    "mode, level",
+    [
+        ("third-difference", 1.0), ("elementwise", 1.0), ("windowed", 1.0), ("entropy", 1.0),
+        ("features", 1.0), ("error-control", 1.0), ("learned", 0.0),
+    ],
+)  # fmt: skip
+def test_a_threshold_of_zero_never_skips(mode: str, level: float) -> None:
+    """Not even where the number is 0, as on a latent that moves along a line."""
+    output = torch.full((2, 8), level)
+    lines = torch.arange(13.0).view(13, 1, 1) + torch.linspace(0, 7, 8).expand(2, 8)
+    for threshold, expected in ((0.0, {"warm-up", "criterion", "last"}), (1e-30, {"skipped"})):
+        criterion = Adaptive(mode=mode, threshold=threshold, gradual=False).criterion()
+        criterion.start(Course(rows=2, steps=12))
+        computed, reasons, least = [True] * 2, [], math.inf
+        for k in range(11):
+            decision = criterion.observe(
+                Observation(
+                    step=k, x=lines[k], x_next=lines[k + 1], output=output, computed=computed
+                )
+            )
+            computed = decision.compute
+            reasons += decision.reasons
+            if decision.value is not None:
+                least = min(least, float(decision.value.min()))
+        assert least == 0
+        assert expected == set(reasons) if threshold == 0 else expected < set(reasons)

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 
 from sidestep.runtime.methods.adaptive import Adaptive
+from sidestep.runtime.methods.criteria import learned
 from sidestep.runtime.methods.criteria.carried_error import carried_error
 from sidestep.runtime.methods.criteria.learned import (
     FORMAT,
@@ -18,6 +21,7 @@ from sidestep.runtime.methods.criteria.learned import (
     Predictor,
     Signals,
     load_predictor,
+    predictor_on,
 )
 from sidestep.runtime.methods.criteria.reused import Reused
 from sidestep.runtime.methods.criterion import Course, Observation
@@ -209,3 +213,40 @@ def test_the_one_that_ships() -> None:
         usual[:, SIGNALS.index(name)] += f.spread[SIGNALS.index(name)] * torch.arange(-1, 2)
         errors = f(usual).exp().tolist()
         assert 1e-3 < errors[0] < errors[1] < errors[2] < 1, name
+
+
+def test_a_file_is_read_once_until_it_is_written_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[str] = []
+
+    def counted(file: Path, framework: str) -> Any:
+        opened.append(file.name)
+        return safe_open(file, framework=framework)
+
+    monkeypatch.setattr(learned, "safe_open", counted)
+    path = saved(tmp_path / "one.safetensors", predictor())
+    settings = Adaptive(predictor=path)
+    criteria = [settings.criterion() for _ in range(5)]
+    assert opened == ["one.safetensors"]
+    assert load_predictor(path) is load_predictor(path)
+    for criterion in criteria:
+        criterion.start(course(LOG_SNR.tolist()))
+        for k in range(3):
+            criterion.observe(seen(k, computed=np.ones((STEPS, ROWS), bool)))
+    cpu, meta = torch.device("cpu"), torch.device("meta")
+    f = load_predictor(path)
+    assert predictor_on(cpu, f) is f
+    assert predictor_on(meta, f) is predictor_on(meta, f) and predictor_on(meta, f).outer.is_meta
+    saved(tmp_path / "one.safetensors", predictor(units=7))
+    assert load_predictor(path).outer.shape == (8,) and len(opened) == 2
+    (tmp_path / "one.safetensors").unlink()
+    for _ in range(2):
+        with pytest.raises(ValueError, match=r"cannot read the predictor .*one.safetensors: .*No"):
+            settings.criterion()
+
+
+def test_it_takes_the_rule_of_its_predictor_only() -> None:
+    with pytest.raises(ValueError, match=r"got 'linear'; mode 'learned' takes its predictor's rul"):
+        Adaptive(reuse="linear")
+    assert Adaptive(reuse="linear", mode="error-control").criterion().history == 2

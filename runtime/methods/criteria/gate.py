@@ -3,7 +3,7 @@
 A criterion's own file gives one number v >= 0 a step and row, the harm that reusing would do.
 After step k, step k + 1 is skipped if
 
-    d + v <= threshold
+    d + v <= threshold        and 0 < threshold
 
 where d, the debt, is the sum of the v of the present run of skips: inside a run v goes blind, as
 the latents follow outputs that were not computed.  A v that is not a number computes.  Gradual, a
@@ -22,6 +22,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from sidestep.runtime.methods.criteria.outputs import row_sum
 from sidestep.runtime.methods.criteria.reused import Reused
 from sidestep.runtime.methods.criterion import Course, Decision, Observation
 from sidestep.runtime.methods.reuse import HISTORY, reuse_weights
@@ -110,10 +111,11 @@ class Gated(ABC):
         shares = [self.reused.share] if self.gate.reuse == "damped" else []
         total, *shares = torch.stack([value.float(), *shares]).cpu()  # the one read of this step
         if self.gate.debt:
-            total = total + torch.tensor(self._debts, dtype=torch.float32)
+            total = total + torch.tensor(self._debts, dtype=torch.float32, device="cpu")
         self._debts = total.tolist()
+        limit = self.gate.threshold or -1.0  # 0 never skips, whatever v is
         reasons = [
-            reason or ("skipped" if number <= self.gate.threshold else "criterion")
+            reason or ("skipped" if number <= limit else "criterion")
             for reason, number in zip(forced, self._debts, strict=True)
         ]
         return Decision(
@@ -162,4 +164,4 @@ class Gated(ABC):
 
 def row_mean(x: Tensor) -> Tensor:  # [rows, ...] -> [rows]
     """Mean of ``|x|`` over each row."""
-    return x.abs().flatten(1).mean(1)
+    return row_sum(x.abs()) / x[0].numel()

@@ -21,6 +21,7 @@ afterwards.  Both were chosen by trial on the bundled model, on every fourth pro
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -151,11 +152,28 @@ def load_predictor(path: str | None) -> Predictor:
     """
     file = BUNDLED if path is None else Path(path)
     try:
-        with safe_open(file, framework="pt") as opened:
-            metadata = opened.metadata() or {}
-            tensors = {name: opened.get_tensor(name) for name in opened.keys()}
+        written = file.stat()
+        return _read(file.absolute(), (written.st_mtime_ns, written.st_size, written.st_ino))
     except (OSError, SafetensorError) as error:
         raise ValueError(f"Adaptive: cannot read the predictor {file}: {error}") from error
+
+
+@functools.lru_cache(maxsize=16)
+def predictor_on(device: torch.device, predictor: Predictor) -> Predictor:
+    """The predictor on that device: copied there once, and not for every criterion."""
+    return predictor if predictor.centre.device == device else predictor.to(device)
+
+
+@functools.lru_cache(maxsize=16)
+def _read(file: Path, written: tuple[int, ...]) -> Predictor:
+    """Reads the file once for all criteria, and again when it was ``written`` anew."""
+    with (
+        torch.inference_mode(False),
+        torch.device("cpu"),
+        safe_open(file, framework="pt") as opened,
+    ):
+        metadata = opened.metadata() or {}
+        tensors = {name: opened.get_tensor(name) for name in opened.keys()}
     units = tensors["outer"].numel() - 1 if "outer" in tensors else 0
     count = len(SIGNALS)
     shapes = [(count,), (count,), (count + 1, units), (units + 1,)]
@@ -184,8 +202,9 @@ class Learned(Gated):
         if self._predictor.reuse != gate.reuse:
             raise ValueError(
                 f"Adaptive: the predictor was trained for reuse={self._predictor.reuse!r}, got "
-                f"{gate.reuse!r}; `sidestep train adaptive --reuse` makes another, and mode "
-                "'error-control' takes any rule"
+                f"{gate.reuse!r}; mode 'learned' takes its predictor's rule only. Mode "
+                "'error-control' takes any, and `sidestep train adaptive --reuse` makes another "
+                "predictor"
             )
 
     def begin(self) -> None:
@@ -200,8 +219,13 @@ class Learned(Gated):
         signals = self._signals.put(seen)
         if signals is None:
             return None
-        if self._predictor.centre.device != signals.device:
-            self._predictor = self._predictor.to(signals.device)
         carried = self._carried[min(seen.step + 1, len(self._carried) - 1)]
-        error = carried * self.reused.size * self._predictor(signals).exp()
-        return error * (error / USUAL) ** (POWER - 1)
+        predictor = predictor_on(signals.device, self._predictor)
+        return sharpened((carried * self.reused.size).log() + predictor(signals))
+
+
+def sharpened(
+    log_error: Tensor,  # [rows] fp32, ln E
+) -> Tensor:  # [rows]
+    """``E (E / 0.003)^0.4``. In logarithms: torch rounds a power by its place in the batch."""
+    return (POWER * log_error - (POWER - 1) * math.log(USUAL)).exp()
