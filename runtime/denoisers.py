@@ -273,7 +273,7 @@ def join_times(
         whole = list(lines) == list(range(batch))
         if whole or not isinstance(times[0], Tensor) or times[0].dim() == 0:
             return times[0]
-    parts = [torch.as_tensor(time) for time in times]
+    parts = [t if isinstance(t, Tensor) else torch.tensor(t, device="cpu") for t in times]
     return torch.stack(
         [part[line] if part.dim() else part for part, line in zip(parts, lines, strict=True)]
     )

@@ -106,7 +106,7 @@ class Generation:
     def summary(self, method: str) -> Summary:
         """The numbers, image by image."""
         steps, rows = self.steps, range(self.rows)
-        nothing = torch.full((self.rows,), float("nan"))
+        nothing = torch.full((self.rows,), float("nan"), device="cpu")
         values = [nothing if s.value is None else s.value.float().cpu() for s in steps]
         criterion = torch.stack(values, dim=1).tolist() if values else []
         skip_map = tuple(tuple(s.compute[row] for s in steps) for row in rows)

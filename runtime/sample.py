@@ -264,8 +264,8 @@ def _checked_sigmas(sigmas: Tensor | Sequence[float]) -> Tensor:  # [n + 1] floa
     Raises:
         ValueError: They are not a falling sequence of at least two numbers from 0 up.
     """
-    given = sigmas if isinstance(sigmas, Tensor) else torch.tensor(sigmas, dtype=torch.float64)
-    levels = given.detach().to("cpu", torch.float64)
+    given = sigmas.detach() if isinstance(sigmas, Tensor) else sigmas
+    levels = torch.as_tensor(given, dtype=torch.float64, device="cpu")
     if levels.dim() != 1 or len(levels) < 2:
         raise ValueError(
             f"sample: sigmas has shape {list(levels.shape)}, expected [n + 1] with n at least 1"
@@ -337,7 +337,7 @@ def _noise(
     )
     if len(sources) not in (1, len(x)):
         raise ValueError(f"sample: {len(sources)} generators, expected one or {len(x)}")
-    ends = torch.tensor([*plan.timesteps, last])
+    ends = torch.tensor([*plan.timesteps, last], device="cpu")
 
     def draw(k: int) -> Tensor | None:
         if plan.used_draw(k) is None:

@@ -13,13 +13,14 @@ def upload(values: Sequence[Any], dtype: torch.dtype, device: torch.device) -> T
     """``values`` as a tensor on ``device``; a copy from memory that is not pinned would sync."""
     if device.type != "cuda":
         return torch.tensor(values, dtype=dtype, device=device)
-    return torch.tensor(values, dtype=dtype, pin_memory=True).to(device, non_blocking=True)
+    pinned = torch.tensor(values, dtype=dtype, device="cpu", pin_memory=True)
+    return pinned.to(device, non_blocking=True)
 
 
 def write_(target: Tensor, values: Sequence[Any]) -> None:
     """``values``, in any nesting, as all elements of a tensor, without waiting for its device."""
     on_gpu = target.device.type == "cuda"
-    given = torch.tensor(values, dtype=target.dtype, pin_memory=on_gpu)
+    given = torch.tensor(values, dtype=target.dtype, device="cpu", pin_memory=on_gpu)
     target.copy_(given.view(target.shape), non_blocking=True)
 
 

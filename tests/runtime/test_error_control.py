@@ -1,4 +1,4 @@
-"""The default criterion: its numbers by a transcription, its weights by integration."""
+"""Error control: its numbers by a transcription, its weights by integration."""
 
 import math
 from dataclasses import replace
