@@ -126,8 +126,15 @@ def test_batched_equals_each_prompt_alone(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_the_default_method_skips_and_stays_finite(name: str) -> None:
+def test_the_default_method_decides_for_each_prompt_by_itself(name: str) -> None:
     case, pipe = CASES[name], built(name)
-    with enable(pipe, Adaptive(threshold=1e9)) as handle:
-        assert run(case, pipe, PROMPTS, 2 * STEPS).isfinite().all()
-    assert all("." in row for row in marks(handle)), handle.summary().reasons
+    with enable(pipe, Adaptive()) as handle:
+        together, shown = run(case, pipe, PROMPTS, 20), marks(handle)
+        assert all("." in row for row in shown), handle.summary()
+        again = run(case, pipe, PROMPTS, 20)
+        assert torch.equal(again, together) and marks(handle) == shown
+        for row, prompt in enumerate(PROMPTS):
+            alone = run(case, pipe, [prompt], 20)
+            assert marks(handle) == [shown[row]]
+            scale = float(alone.abs().max())
+            torch.testing.assert_close(together[row], alone[0], rtol=0, atol=1e-4 * scale)
