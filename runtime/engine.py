@@ -132,15 +132,15 @@ class Engine:
 
     @property
     def memory_bytes(self) -> int:
-        """Bytes that the engine holds from its beginning to its end."""
+        """Bytes that the engine holds from its beginning to its end, whatever the requests."""
         return self._state.nbytes
 
     @property
     def tick_bytes(self) -> int:
         """Bytes that a tick takes for a while, at most: a batch's latents, and one step's copies.
 
-        Conditioning, noise, results and what a method keeps are the requests' own; the copies that
-        SRDS makes of the ends of its blocks are not counted either.
+        Conditioning, noise, results, what a method keeps (`Adaptive` two fp32 latents a row) and
+        the copies that SRDS makes of the ends of its blocks are the requests' own.
         """
         return self._state.tick_bytes(self.buckets[-1])
 

@@ -312,14 +312,14 @@ class Live:
             skip_map=tuple(tuple(row.called) for row in self.rows),
             reasons=tuple(tuple(row.reasons) for row in self.rows),
             criterion=tuple(map(tuple, values)),
-            note=self._note(),
+            note=self._note(values),
         )
 
-    def _note(self) -> str:
+    def _note(self, values: Sequence[Sequence[float]]) -> str:
         """Why nothing was skipped; empty if something was, or if nothing could be."""
         if self.request.method is None or not all(all(row.called) for row in self.rows):
             return ""
-        return nothing_skipped(row.reasons for row in self.rows)
+        return nothing_skipped((row.reasons for row in self.rows), values)
 
     def end(self, status: Status, error: Exception | None = None) -> Result:
         """The request has ended: its result."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -119,10 +119,12 @@ class Generation:
             skip_map=skip_map,
             reasons=reasons,
             criterion=tuple(tuple(row) for row in criterion),
-            note=self._note(reasons),
+            note=self._note(reasons, criterion),
         )
 
-    def _note(self, reasons: tuple[tuple[str, ...], ...]) -> str:
+    def _note(
+        self, reasons: tuple[tuple[str, ...], ...], criterion: Sequence[Sequence[float]]
+    ) -> str:
         """Says so where nothing was skipped, and why; empty otherwise."""
         if not self.steps and self.unseen:
             return (
@@ -138,6 +140,4 @@ class Generation:
             return "no generation has run yet"
         if any("skipped" in row for row in reasons):
             return ""
-        values = [s.value for s in self.steps if s.value is not None]
-        lowest = f"; smallest criterion {torch.stack(values).min().item():.3g}" if values else ""
-        return nothing_skipped(reasons) + lowest
+        return nothing_skipped(reasons, criterion)

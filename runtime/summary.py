@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 
-def nothing_skipped(reasons: Iterable[Sequence[str]]) -> str:
-    """Says so, and how often for which reason; ``reasons`` are those of `Summary`."""
+def nothing_skipped(
+    reasons: Iterable[Sequence[str]], criterion: Iterable[Sequence[float]] = ()
+) -> str:
+    """Says so, how often for which reason, and how small the criterion was.
+
+    Args:
+        reasons: Those of `Summary`.
+        criterion: Likewise.
+    """
     counts = Counter(reason for row in reasons for reason in row)
     why = ", ".join(f"{count} by {reason}" for reason, count in counts.most_common())
-    return f"nothing was skipped: of {sum(counts.values())} calls {why or 'none'}"
+    known = [value for row in criterion for value in row if not math.isnan(value)]
+    lowest = f"; smallest criterion {min(known):.3g}" if known else ""
+    return f"nothing was skipped: of {sum(counts.values())} calls {why or 'none'}{lowest}"
 
 
 @dataclass(frozen=True, kw_only=True)

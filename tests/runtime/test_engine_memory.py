@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import math
 import weakref
 from typing import Any
 
@@ -99,6 +100,37 @@ def test_memory_does_not_grow(method: Any, branches: int, dtype: torch.dtype) ->
             after.append(meter.now)
     assert 0 < most[0] == most[1] <= engine.tick_bytes
     assert after == [0, 0]
+
+
+@pytest.mark.parametrize(
+    "settings, kept",
+    [
+        ({}, 2), ({"mode": "error-control"}, 2), ({"mode": "error-control", "reuse": "hold"}, 1),
+        ({"mode": "error-control", "reuse": "quadratic"}, 3), ({"mode": "elementwise"}, 2),
+        ({"mode": "features"}, 1), ({"mode": "paper"}, 0), ({"mode": "third-difference"}, 0),
+        ({"mode": "windowed"}, 0), ({"mode": "entropy"}, 0),
+        ({"mode": "entropy", "reuse": "damped"}, 2), ({"mode": "features", "reuse": "damped"}, 3),
+        ({"mode": "elementwise", "reuse": "damped"}, 4),
+    ],
+)  # fmt: skip
+def test_what_a_criterion_keeps(settings: dict[str, Any], kept: int) -> None:
+    """So many fp32 latents a row, as docs/engine.md says, and a few numbers."""
+    rows, latent = 4, 4 * math.prod(SHAPE)
+    engine = Engine(SHAPE, capacity=rows, buckets=(rows,))
+    plan, method = plan_of("dpmsolver++2m", 12), Adaptive(**{"threshold": 0.0, **settings})
+    with Meter() as meter:
+        engine.submit(
+            Request(plan, latents(1, rows, SHAPE), conditioning(1, rows, 1), (1.0,), method)
+        )
+        before, most = meter.now, 0
+        for _ in range(len(plan) - 1):
+            batch = engine.next()
+            assert batch is not None
+            output = model(batch)
+            engine.complete(batch, output)
+            del batch, output
+            most = max(most, meter.now - before)
+    assert kept * rows * latent <= most < kept * rows * latent + rows * 4096
 
 
 def test_nothing_is_held_for_requests_that_have_ended() -> None:
