@@ -21,6 +21,7 @@ from sidestep.bench import srds_report as report
 from sidestep.bench.documents import write
 from sidestep.bench.srds import SETS, STEPS, Settings, srds_settings
 from sidestep.bench.srds_picard import PUBLISHED
+from sidestep.bench.srds_processes_report import section
 from sidestep.bench.srds_results import GOOD, ROUNDING
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -28,6 +29,7 @@ RESULTS = ROOT / "docs" / "results"
 QUICKLY = "--quick" in sys.argv[1:]
 PARTS = ROOT / "build" / ("srds-quick" if QUICKLY else "srds")
 COMMAND = ["bench", "srds", "--coarse", "krylov", "--coarse", "hold"]
+TOGETHER = "bench srds --processes 2 --prompts 4 --steps 25 --steps 100 --set novel --paradigms 0"
 COUNTS = (25, 100) if QUICKLY else STEPS
 LONG = 150
 """Steps from which on a second tolerance of ParaDiGMS is left out."""
@@ -104,6 +106,7 @@ def page(document: dict[str, Any]) -> str:
         "",
         "![Which step is evaluated in which tick](srds-wavefront.png)",
         *tables(document),
+        *section(document),
     ]
     return "\n".join([*lines, ""])
 
@@ -128,7 +131,10 @@ def main() -> None:
     reuse = "--reuse" in sys.argv[1:]
     if not reuse:
         jobs = [part(steps, name) for steps in sorted(COUNTS) for name in SETS]
-        write(measure(dict(jobs)), saved)
+        found = measure(dict(jobs))
+        beside = measure({PARTS / "processes-2.png": TOGETHER.split()})  # with nothing beside it
+        found["results"] += beside["results"]
+        write(found, saved)
     document = json.loads(saved.read_text())
     picture = RESULTS / "srds.png"
     shown = 0 if reuse and picture.with_name("srds-iterates.png").exists() else 3

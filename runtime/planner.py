@@ -97,6 +97,7 @@ def predict(
     ranks: int = 1,
     width: int | None = None,
     overhead: Overhead | None = None,
+    most: int | None = None,
 ) -> Cost:
     """What SRDS takes.
 
@@ -107,12 +108,13 @@ def predict(
         ranks: P that share the evaluations of every tick.
         width: Most evaluations of an image in a tick.
         overhead: Beside the model.
+        most: ``max_iterations`` of the settings: none after these is begun.
 
     Raises:
         ValueError: An image has fewer than no or more iterations than there are blocks.
     """
     beside = overhead or Overhead()
-    fronts = [wavefront(tuple(bounds), K, width) for K in iterations]
+    fronts = [wavefront(tuple(bounds), K, width, most) for K in iterations]
     calls = np.zeros(max(ticks for _, ticks in fronts))
     for widths, ticks in fronts:
         calls[:ticks] += np.ceil(widths / ranks)
@@ -128,14 +130,17 @@ def predict(
 
 @lru_cache(maxsize=256)
 def wavefront(
-    bounds: tuple[int, ...], iterations: int, width: int | None = None
+    bounds: tuple[int, ...],
+    iterations: int,
+    width: int | None = None,
+    most: int | None = None,
 ) -> tuple[NDArray[np.int64], int]:
     """Evaluations in each tick until the last block has its end in iterate K, and those ticks.
 
     With those of two iterations more: in later ones most blocks' starts do not move
     (`sidestep.runtime.methods.srds`). On the bundled model, K from 1 to 6, there were 8 % fewer to
     7 % more than that. With a limited width the engine goes by who came first and the simulation
-    by what is most urgent, which is a little faster.
+    by what is most urgent, which is a little faster. After ``most`` iterations none is begun.
 
     Returns:
         ``[T]`` evaluations, and T.
@@ -144,6 +149,8 @@ def wavefront(
         ValueError: There are fewer than no or more iterations than blocks.
     """
     ahead = min(len(bounds) - 1, iterations + _AHEAD)
+    if most is not None:
+        ahead = max(iterations, min(ahead, most))
     front = simulate_parareal(bounds, ahead, width or 0)
     last = int(front.formed[iterations])
     return front.widths[:last], last

@@ -6,7 +6,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -17,6 +17,9 @@ from sidestep.adapters.enable import enable
 from sidestep.errors import UserError
 from sidestep.runtime.methods.criterion import Method
 from sidestep.runtime.methods.srds import SRDS
+
+if TYPE_CHECKING:
+    from sidestep.runtime.ranks import Ranks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +32,7 @@ class Job:
         solver: A plan of ours or a diffusers scheduler by name; None for the pipeline's own.
         grid: A time grid by name, for our plans; None for the solver's default.
         steps: Steps asked of the scheduler.
+        ranks: All processes of a job, each of which runs it; None for this one alone.
     """
 
     label: str
@@ -36,6 +40,7 @@ class Job:
     solver: str | None = None
     grid: str | None = None
     steps: int = 50
+    ranks: Ranks | None = None
 
 
 @dataclass
@@ -195,17 +200,21 @@ def _timed(
     pipe: Any, run: Run, call: Callable[[], tuple[Tensor, Tensor]], count: int
 ) -> tuple[Tensor, Tensor]:
     """One batch: its pictures and latents, with time and calls entered into ``run``."""
-    if run.job.method is None:
+    job = run.job
+    if job.method is None and job.ranks is None:
         made = _clock(pipe, run, call)
         calls = len(pipe.scheduler.timesteps)
         run.nfe += [float(calls)] * count
         run.ticks.append(calls)
         return made
     try:
-        handle = enable(pipe, run.job.method)
+        driver = None if job.ranks is None else "whole"
+        handle = enable(pipe, job.method, driver=driver, ranks=job.ranks)
     except ValueError as error:
         raise UserError(f"--method: {error}") from error
     with handle:
+        if job.ranks is not None:  # nobody's time is that of another's beginning
+            torch.distributed.barrier()
         made = _clock(pipe, run, call)
         summary = handle.summary()
     run.nfe += list(summary.nfe)

@@ -132,20 +132,25 @@ def run(
     Raises:
         UserError: ``state`` was made with other settings, or SRDS cannot run the sampler so.
     """
-    document = _document(settings, state)
+    document = document_of(settings, state)
     bench = Bench(settings, document, state)
-    methods = [
-        replace(settings.srds, coarse=each, spacing=length)
-        for length in spacing or SPACINGS[:1]
-        for each in coarse or [next(iter(COARSE))]
-    ]
+    methods = methods_of(settings, coarse, spacing)
     for n in steps:
         for name in sets:
             bench.measure(name, n, methods, fresh)
     return document
 
 
-def _document(settings: Settings, state: Path) -> dict[str, Any]:
+def methods_of(settings: Settings, coarse: Sequence[str], spacing: Sequence[str]) -> list[SRDS]:
+    """SRDS with every coarse solver and spacing; the defaults where none is named."""
+    return [
+        replace(settings.srds, coarse=each, spacing=length)
+        for length in spacing or SPACINGS[:1]
+        for each in coarse or [next(iter(COARSE))]
+    ]
+
+
+def document_of(settings: Settings, state: Path) -> dict[str, Any]:
     """The document to continue, or a new one."""
     common = {
         "command": "bench srds", "model": settings.model, "solver": settings.solver,
@@ -156,7 +161,7 @@ def _document(settings: Settings, state: Path) -> dict[str, Any]:
     return open_document(common, state)
 
 
-def _fitting(method: SRDS, plan: Plan) -> SRDS:
+def fitting(method: SRDS, plan: Plan) -> SRDS:
     """The same method.
 
     Raises:
@@ -184,7 +189,7 @@ class Bench:
         settings, texts = self.settings, self.settings.texts(name)
         scheduler = make_scheduler(settings.scheduler, None, self.pipe.scheduler)
         plan = Plan.from_scheduler(scheduler, steps)
-        methods: list[SRDS | ParaDiGMS] = [_fitting(method, plan) for method in own]
+        methods: list[SRDS | ParaDiGMS] = [fitting(method, plan) for method in own]
         peers = self._peers(plan) if settings.peers else []
         entries = [self._entry(name, steps, method, fresh) for method in [*methods, *peers]]
         pieces = []

@@ -10,6 +10,7 @@ import numpy as np
 
 from sidestep.bench.srds import Settings
 from sidestep.bench.srds_iterates import Iterates, iterates
+from sidestep.bench.srds_processes_report import print_processes
 from sidestep.bench.srds_results import GOOD, Entry
 from sidestep.kernels.core import simulate_parareal
 from sidestep.report.pictures import BLUE, GREY, INK, save_figure
@@ -49,14 +50,14 @@ _PICTURED = 100
 
 
 def entries(document: dict[str, Any]) -> list[Entry]:
-    """The results by set, steps and method, SRDS first and its default coarse solver before all."""
+    """The results of one process by set, steps and method, SRDS's default coarse solver first."""
     methods = list(STYLES)
 
     def place(r: Entry) -> tuple[Any, ...]:
         pair = (r["method"], r["setting"])
         return r["set"], r["steps"], methods.index(pair) if pair in methods else len(methods)
 
-    return sorted(document["results"], key=place)
+    return sorted((r for r in document["results"] if r["processes"] == 1), key=place)
 
 
 def default_entries(document: dict[str, Any]) -> list[Entry]:
@@ -140,6 +141,7 @@ def print_report(document: dict[str, Any]) -> None:
             )
     for line in targets(document):
         console.print(line, highlight=False)
+    print_processes(document)
 
 
 def draw(document: dict[str, Any], settings: Settings, out: Path, shown: int) -> list[Path]:

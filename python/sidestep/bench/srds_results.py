@@ -25,6 +25,15 @@ ROUNDING = 1e-4
 _CAP = 100.0  # dB of a picture that equals the serial one
 
 
+@dataclass(frozen=True)
+class GuidanceSplit:
+    """The serial sampler with each of the two guidance branches on a process of its own."""
+
+
+Way = SRDS | ParaDiGMS | GuidanceSplit
+"""What is measured beside the serial sampler."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Made:
     """Some pictures, by whatever method.
@@ -56,16 +65,22 @@ class Made:
         )  # fmt: skip
 
 
-def label_of(method: SRDS | ParaDiGMS | None) -> str:
+def label_of(method: Way | None) -> str:
     """The method in tables: ``serial``, ``SRDS krylov``, ``SRDS hold log-snr``, ``ParaDiGMS 1``."""
     if method is None:
         return "serial"
+    if isinstance(method, GuidanceSplit):
+        return "guidance split"
     if isinstance(method, SRDS):
-        return f"SRDS {method.coarse}{'' if method.spacing == 'steps' else f' {method.spacing}'}"
+        spacing = "" if method.spacing == "steps" else f" {method.spacing}"
+        most = "" if method.max_iterations is None else f" max {method.max_iterations}"
+        return f"SRDS {method.coarse}{spacing}{most}"
     return f"ParaDiGMS {method.tolerance:g}"
 
 
-def new_entry(name: str, steps: int, method: SRDS | ParaDiGMS, *, solver: str, batch: int) -> Entry:
+def new_entry(
+    name: str, steps: int, method: Way, *, solver: str, batch: int, processes: int = 1
+) -> Entry:
     """One entry of the document, without any images.
 
     Args:
@@ -74,6 +89,7 @@ def new_entry(name: str, steps: int, method: SRDS | ParaDiGMS, *, solver: str, b
         method: What is run.
         solver: The scheduler, as the command line names it.
         batch: Prompts at once.
+        processes: That make every picture together.
     """
     label, _, setting = label_of(method).partition(" ")
     images: dict[str, list[float]] = {
@@ -86,7 +102,7 @@ def new_entry(name: str, steps: int, method: SRDS | ParaDiGMS, *, solver: str, b
     return {
         "set": name, "steps": steps, "method": label.lower(), "setting": setting,
         "settings": repr(method), "solver": solver, "batch": batch,
-        "processes": 1, "images": images, "batches": batches,
+        "processes": processes, "images": images, "batches": batches,
     }  # fmt: skip
 
 

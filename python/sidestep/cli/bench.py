@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enum import Enum
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -142,6 +143,10 @@ class PromptSet(str, Enum):
 SetOption = Annotated[
     PromptSet, typer.Option("--set", help="Prompts: novel ones, trained captions, or both.")
 ]
+StepCounts = Annotated[
+    list[int] | None, typer.Option(help="Steps (repeat). Default: 25 50 100 196 961.")
+]
+OneSolver = Annotated[str, typer.Option(help="Scheduler: ddim, euler, dpmsolver++, or a class.")]
 Blocks = Annotated[int | None, typer.Option(help="Blocks. Default: as many as SRDS itself takes.")]
 Tolerance = Annotated[
     float | None, typer.Option(help="Error in the latents to stop at. Default: that of SRDS.")
@@ -168,18 +173,22 @@ ParadigmsTolerance = Annotated[
     typer.Option(help="Tolerances of ParaDiGMS (repeat). Default: 0.1, as published, 0.03."),
 ]
 
+Processes = Annotated[
+    int,
+    typer.Option(
+        help="Above 1: measure only how so many processes on this machine make each picture "
+        "together, without charts."
+    ),
+]
+
 
 @app.command("srds")
 def srds(
     model: common.Model = "emoji-sd",
-    steps: Annotated[
-        list[int] | None, typer.Option(help="Steps (repeat). Default: 25 50 100 196 961.")
-    ] = None,
+    steps: StepCounts = None,
     prompt_set: SetOption = PromptSet.both,
     prompts: Annotated[int, typer.Option(help="Prompts of each set.")] = 64,
-    solver: Annotated[
-        str, typer.Option(help="Scheduler: ddim, euler, dpmsolver++, or a class.")
-    ] = "ddim",
+    solver: OneSolver = "ddim",
     blocks: Blocks = None,
     tolerance: Tolerance = None,
     coarse: Coarse = None,
@@ -190,6 +199,7 @@ def srds(
     seed: common.Seed = 0,
     batch: Annotated[int, typer.Option(help="Prompts a batch.")] = 4,
     iterates: Annotated[int, typer.Option(help="Prompts whose iterates are drawn.")] = 3,
+    processes: Processes = 1,
     fresh: Fresh = False,
     out: common.Out = Path("sidestep-srds.png"),
     as_json: common.Json = False,
@@ -200,11 +210,15 @@ def srds(
     batch; what is there already is not measured again.
     """
     from sidestep.bench import srds as suite
+    from sidestep.bench import srds_processes as together
     from sidestep.bench import srds_report as report
     from sidestep.report.pictures import check_writable
 
     counts = steps or list(suite.STEPS)
-    common.check_run(guidance=guidance, seed=seed, prompts=prompts, batch=batch, steps=min(counts))
+    common.check_run(
+        guidance=guidance, seed=seed, prompts=prompts, batch=batch, steps=min(counts),
+        processes=processes,
+    )  # fmt: skip
     tolerances = paradigms_tolerance or list(suite.Settings.tolerances)
     common.check_not_negative(paradigms=paradigms, iterates=iterates)
     for each in tolerances:
@@ -215,16 +229,17 @@ def srds(
         peers=paradigms, tolerances=tuple(tolerances),
     )  # fmt: skip
     check_writable(out)
-    document = suite.run(
+    document = (suite.run if processes == 1 else partial(together.run, processes=processes))(
         settings=settings,
         sets=suite.SETS if prompt_set is PromptSet.both else [prompt_set.value],
         steps=counts, coarse=coarse or [], spacing=spacing or [], state=out.with_suffix(".json"),
         fresh=fresh,
     )  # fmt: skip
-    pictures = report.draw(document, settings, out, iterates)
+    pictures = report.draw(document, settings, out, iterates) if processes == 1 else []
     document["pictures"] = [str(picture) for picture in pictures]
     if as_json:
         common.print_json(document)
         return
     report.print_report(document)
-    print(f"pictures: {', '.join(map(str, pictures))}; results: {out.with_suffix('.json')}")
+    made = f"pictures: {', '.join(map(str, pictures))}; " if pictures else ""
+    print(f"{made}results: {out.with_suffix('.json')}")
