@@ -10,7 +10,7 @@ from sidestep.runtime.methods.criteria import CRITERIA
 from sidestep.runtime.methods.criterion import Method
 
 SWEEPS = {
-    "default": (0.14, 0.28, 0.5, 0.75, 1.0, 1.3, 1.5, 2.2),
+    "default": (0.14, 0.28, 0.5, 0.75, 1.0, 1.3, 1.5, 2.2, 5.0),
     "error-control": (0.5, 1.0, 1.5, 2.2),
     "paper": (1.0, 3.0),
 }
