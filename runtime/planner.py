@@ -181,6 +181,7 @@ def plan(
     iterations: float | None = None,
     widths: Sequence[int | None] = (None,),
     overhead: Overhead | None = None,
+    alone: Latency | None = None,
 ) -> Decision:
     """Predicts every way to run so many steps, and picks one.
 
@@ -193,6 +194,8 @@ def plan(
         iterations: K that an image is expected to need; None for `expected_iterations`.
         widths: Limits of the evaluations of an image in a tick to try; None is no limit.
         overhead: Beside the model.
+        alone: Of the model on a rank while the others rest, where they share a machine; None where
+            nothing is shared. The plain loop has that.
 
     Raises:
         ValueError: A number is not 1 or more.
@@ -201,8 +204,8 @@ def plan(
         if value < 1:
             raise ValueError(f"plan: {name} is {value}, expected 1 or more")
     beside = overhead or Overhead()
-    serial = steps * float(latency(images))
-    found = _plain(latency, steps, images, ranks, branches, beside.message)
+    serial = steps * float((alone or latency)(images))
+    found = _plain(latency, serial, steps, images, ranks, branches, beside.message)
     for blocks in block_counts(steps):
         K = min(float(blocks), iterations or expected_iterations(blocks))
         bounds = SRDS(blocks=blocks).bounds(steps)
@@ -276,10 +279,15 @@ def _expected(
 
 
 def _plain(
-    latency: Latency, steps: int, images: int, ranks: int, branches: int, message: float
+    latency: Latency,
+    serial: float,
+    steps: int,
+    images: int,
+    ranks: int,
+    branches: int,
+    message: float,
 ) -> list[Candidate]:
     """The ways without iterations, whose result is that of the plain loop."""
-    serial = steps * float(latency(images))
     ways = [("serial", serial, "one call after the other")]
     if ranks > 1 and branches > 1:
         share = math.ceil(branches / min(ranks, branches)) / branches

@@ -53,6 +53,7 @@ class Measured:
         images: That the recorded call makes.
         branches: Guidance branches of an evaluation.
         trajectory: The recorded calls.
+        alone: Of a call while no other process is at work, if `latency` was measured beside some.
     """
 
     latency: Latency
@@ -60,6 +61,7 @@ class Measured:
     images: int
     branches: int
     trajectory: Trajectory = field(repr=False)
+    alone: Latency | None = None
 
     def plan(self, steps: int, *, images: int | None = None, **more: Any) -> Decision:
         """`sidestep.runtime.planner.plan` with these numbers."""
@@ -69,6 +71,7 @@ class Measured:
             images=images or self.images,
             branches=self.branches,
             overhead=self.overhead,
+            alone=self.alone,
             **more,
         )
 

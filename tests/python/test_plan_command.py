@@ -18,6 +18,7 @@ from sidestep.cli import main
 from sidestep.cli.compare import _print_table
 from sidestep.errors import UserError
 from sidestep.models import load_pipeline
+from sidestep.planning_load import busy
 from sidestep.runtime.latency import Latency, Overhead
 from sidestep.runtime.planner import Candidate
 
@@ -93,6 +94,27 @@ def test_plan_says_what_it_chose(
     assert "10 ms x (0.00 + 1.00 b)" in words
     assert "25 steps on 1 rank: serial: a call with" in words
     assert "nothing is gained by making calls together" in words
+
+
+def test_processes_that_share_the_device_are_measured_at_work(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, tiny: Path
+) -> None:
+    out = tmp_path / "plan.png"
+    arguments = ["plan", "--model", str(tiny), "--steps", "12", "--max-batch", "4", "--json"]
+    text, _ = _run(capsys, *arguments, "--processes", "2", "--budget", "2", "--out", str(out))
+    found = json.loads(text)
+    assert [result["ranks"] for result in found["results"]] == [1, 2]
+    one, two = found["results"]
+    serial = [
+        next(c["seconds"] for c in result["candidates"] if c["kind"] == "serial")
+        for result in (one, two)
+    ]
+    assert serial[0] == serial[1]  # of one process alone, in both
+    error = _fail(capsys, *arguments, "--processes", "2", "--ranks", "2")
+    assert "--processes: got 2 with --ranks, expected one of the two" in error
+    with pytest.raises(UserError, match="beside this one ended with code"):
+        with busy(str(tmp_path / "none"), 1, 1):
+            pass
 
 
 def test_auto_measures_without_a_trace(small: Any) -> None:

@@ -122,6 +122,19 @@ def test_ranks_share_every_tick() -> None:
     assert predict(linear(a), bounds, [K], ranks=64).seconds == pytest.approx(T1 * T)
 
 
+def test_ranks_that_share_a_machine_are_compared_with_one_alone_on_it() -> None:
+    alone, together = linear(0.5), Latency(((1.0, 1.5 * T1), (64.0, 1.5 * float(linear(0.5)(64)))))
+    apart = plan(alone, 100, ranks=2, branches=2)
+    shared = plan(together, 100, ranks=2, branches=2, alone=alone)
+    assert apart.choice.kind == "guidance" and apart.choice.speedup == pytest.approx(4 / 3)
+    by_kind = {one.kind: one for one in shared.candidates[::-1]}  # the best of each
+    assert by_kind["guidance"].speedup == pytest.approx(4 / 3 / 1.5)
+    assert by_kind["serial"].speedup == 1.0 and by_kind["serial"].seconds == pytest.approx(100 * T1)
+    assert shared.choice.kind == "serial"
+    best = next(one for one in apart.candidates if one.kind == "srds")
+    assert by_kind["srds"].speedup == pytest.approx(best.speedup / 1.5)
+
+
 def test_degenerate_cuts_take_as_many_calls_as_the_plain_loop() -> None:
     for bounds, K in ((equal(12, 12), 3), (equal(12, 4), 4), (equal(12, 1), 1)):
         assert predict(linear(1.0), bounds, [K]).ticks == 12

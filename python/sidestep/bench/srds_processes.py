@@ -28,6 +28,7 @@ from sidestep.bench.srds_results import Entry, GuidanceSplit, enter, key_of, new
 from sidestep.errors import UserError
 from sidestep.models import load_pipeline
 from sidestep.planning import Measured, measure
+from sidestep.planning_load import busy
 from sidestep.report.progress import progress
 from sidestep.runtime.methods.srds import SRDS
 from sidestep.runtime.plan import Plan
@@ -131,7 +132,8 @@ class ProcessBench:
         plan = Plan.from_scheduler(self.pipe.scheduler, steps)
         for way, entry in entries.items():
             entry["planner"] = forecast(planned, way, plan, self.processes)
-        serial = steps * float(planned.latency(1))
+        assert planned.alone is not None
+        serial = steps * float(planned.alone(1))
         task = Task(
             model=self.settings.model, scheduler=self.settings.scheduler, steps=steps,
             guidance=self.settings.guidance, seed=self.settings.seed, threads=self.threads,
@@ -153,11 +155,17 @@ class ProcessBench:
         write(self.document, self.state)
 
     def _planned(self, steps: int) -> Measured:
-        """What the planner measures here, with the threads of one process."""
-        own = torch.get_num_threads()
+        """What the planner measures here with the threads of one process, alone and beside others.
+
+        They share the machine, on which a call takes longer then.
+        """
+        own, guidance = torch.get_num_threads(), self.settings.guidance
         torch.set_num_threads(self.threads)
         try:
-            return measure(self.pipe, steps, 1, guidance_scale=self.settings.guidance)
+            alone = measure(self.pipe, steps, 1, guidance_scale=guidance)
+            with busy(self.settings.model, self.processes - 1, self.threads):
+                together = measure(self.pipe, steps, 1, guidance_scale=guidance)
+            return replace(together, alone=alone.latency)
         except ValueError as error:
             raise UserError(str(error)) from error
         finally:
@@ -201,7 +209,7 @@ def forecast(
             measured.latency, way.bounds(plan), [most], ranks=processes, width=way.width,
             overhead=measured.overhead, most=most,
         )  # fmt: skip
-        predicted = len(plan) * float(measured.latency(1)) / cost.seconds
+        predicted = len(plan) * float((measured.alone or measured.latency)(1)) / cost.seconds
     return {
         "choice": decision.choice.kind, "speedup": decision.choice.speedup,
         "reason": decision.reason, **best, "predicted": predicted,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,6 +12,7 @@ import typer
 
 from sidestep.cli import common
 from sidestep.cli.common import Device, Dtype
+from sidestep.errors import UserError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -35,6 +36,13 @@ def plan(
         typer.Option(
             help="Devices (repeat), each as fast as this one: processes that share one are not. "
             "Default: 1 2 4 8."
+        ),
+    ] = None,
+    processes: Annotated[
+        int | None,
+        typer.Option(
+            help="In place of --ranks: processes that share this device, measured while all of "
+            "them are at work. With the threads of this one (OMP_NUM_THREADS)."
         ),
     ] = None,
     iterations: Annotated[
@@ -66,9 +74,13 @@ def plan(
     compares with the plain loop and, for several ranks, with the ways that need no iterations.
     """
     from sidestep.models import load_pipeline
+    from sidestep.planning_load import busy
     from sidestep.report.pictures import check_writable, save_figure
 
+    if processes is not None and ranks:
+        raise UserError(f"--processes: got {processes} with --ranks, expected one of the two")
     counts, shares = steps or [25, 50, 100], ranks or [1, 2, 4, 8]
+    shares = shares if processes is None else [1, processes]
     common.check_run(
         guidance=guidance, seed=0, steps=min(counts), images=images, ranks=min(shares),
         max_batch=1 if max_batch is None else max_batch, budget=budget,
@@ -77,9 +89,15 @@ def plan(
     )  # fmt: skip
     check_writable(out)
     pipe = load_pipeline(model, getattr(torch, dtype.value), device.value)
-    measured = _measure(pipe, max(counts), images, max_batch, budget, guidance)
+    measured = together = _measure(pipe, max(counts), images, max_batch, budget, guidance)
+    if processes is not None and processes > 1:
+        with busy(model, processes - 1, torch.get_num_threads()):
+            together = _measure(pipe, max(counts), images, max_batch, budget, guidance)
+        together = replace(together, alone=measured.latency)
     decisions = {
-        (N, P): measured.plan(N, ranks=P, iterations=iterations, widths=[None, *(width or [])])
+        (N, P): (together if P > 1 else measured).plan(
+            N, ranks=P, iterations=iterations, widths=[None, *(width or [])]
+        )
         for N in dict.fromkeys(counts)
         for P in dict.fromkeys(shares)
     }
