@@ -30,9 +30,9 @@ from sidestep.runtime.latency import Latency, Overhead
 from sidestep.runtime.methods.srds import SRDS
 from sidestep.runtime.planner import Candidate, Decision, plan, predict, settings_of
 
-MESSAGE = 5e-4
-"""Seconds that a tick takes longer with several ranks: one latent from process to process on one
-machine. Assumed, not measured: a process that plans has nobody to send to."""
+MESSAGE = 1e-3
+"""Seconds that a tick takes longer with several ranks: latents from process to process with gloo,
+on one machine. Measured once, and then assumed: a process that plans has nobody to send to."""
 
 LINES = 32
 """Lines of the largest measured model call for each image, where no other number is given."""

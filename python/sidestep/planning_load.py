@@ -22,7 +22,7 @@ from sidestep.errors import UserError
 from sidestep.models import load_pipeline
 
 _READY = "ready"
-_IMAGES = 4  # of a call, about as many evaluations as SRDS has in one
+_IMAGES = 1  # of a call
 
 
 @contextlib.contextmanager
