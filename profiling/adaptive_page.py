@@ -5,6 +5,7 @@ With the oracle also adaptive-first.png.
     python profiling/adaptive_page.py            # all of it; goes on where it was interrupted
     python profiling/adaptive_page.py --quick    # 16 prompts and the main policies
     python profiling/adaptive_page.py --reuse    # only the page and chart, from the JSON
+    python profiling/adaptive_page.py --reuse --untimed    # seconds left out: a busy machine
 
 Two processes of one thread each share the schedulers and steps; each keeps its results in
 build/adaptive, or build/adaptive-quick. 250 steps are measured for DDIM and few policies.
@@ -84,8 +85,7 @@ def page(document: dict[str, Any]) -> str:
         f"OMP_NUM_THREADS={environment['threads']}, torch {environment['torch']}, diffusers "
         f"{environment['diffusers']}. PSNR and SSIM to the same scheduler run in full. The "
         "settings of a policy are in `python/sidestep/bench/adaptive_grid.py`, the policies in "
-        f"`adaptive_policies.py` beside it{_oracle(document)}. Only the default mode was timed in "
-        "turns with the plain run: other wall-clock figures are noisy.",
+        f"`adaptive_policies.py` beside it{_oracle(document)}. {_clock(document)}",
         "",
         "![PSNR against model calls](adaptive.png)",
         "",
@@ -105,6 +105,22 @@ def page(document: dict[str, Any]) -> str:
         lines += ["", "<details><summary>every setting</summary>", ""]
         lines += [*everything(document, solver, steps), "", "</details>"]
     return "\n".join([*lines, ""])
+
+
+def _clock(document: dict[str, Any]) -> str:
+    if any(result["speedup"] is not None for result in document["results"]):
+        return (
+            "Only the default mode was timed in turns with the plain run: other wall-clock "
+            "figures are noisy."
+        )
+    return "The machine had other work to do, so that no seconds are given."
+
+
+def without_seconds(document: dict[str, Any]) -> dict[str, Any]:
+    """The document without what a busy machine has spoilt."""
+    names = ("seconds", "plain_seconds", "speedup")
+    document["results"] = [r | dict.fromkeys(names) for r in document["results"]]
+    return document
 
 
 def _oracle(document: dict[str, Any]) -> str:
@@ -141,6 +157,8 @@ def main() -> None:
         jobs = JOBS[:-1] if QUICKLY else JOBS
         write(measure(dict(map(part, jobs))), saved)
     document = json.loads(saved.read_text())
+    if "--untimed" in sys.argv[1:]:
+        write(without_seconds(document), saved)
     report.draw(document, RESULTS / "adaptive.png")
     (RESULTS / "adaptive.md").write_text(page(document))
 

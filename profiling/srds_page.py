@@ -77,8 +77,8 @@ def page(document: dict[str, Any]) -> str:
         "",
         f"Made by `python profiling/srds_page.py{quick}` (`sidestep {' '.join(COMMAND)}` for each "
         f"number of steps and prompt set): {prompts} prompts of each set, novel compositions and "
-        f"trained captions, {document['solver'].upper()}, guidance {document['guidance']}, "
-        f"{document['batch']} prompts at once, fp32; {environment['cpu']}, "
+        f"trained captions, or as many as the tables say, {document['solver'].upper()}, guidance "
+        f"{document['guidance']}, {document['batch']} prompts at once, fp32; {environment['cpu']}, "
         f"OMP_NUM_THREADS={environment['threads']}, torch {environment['torch']}, diffusers "
         f"{environment['diffusers']}.",
         "",

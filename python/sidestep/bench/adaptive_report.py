@@ -144,10 +144,11 @@ def targets(document: dict[str, Any]) -> list[str]:
             continue
         best = max(good, key=lambda r: r["ratio"])
         verdict = "holds" if best["ratio"] >= ratio else "fails"
+        timed = best["speedup"] is not None
         lines.append(
             f"{solver}, {steps} steps, target {wanted}: {verdict} ({best['setting']}: "
-            f"{best['ratio']:.2f}x, {best['psnr']:.1f} dB, {best['psnr_p10']:.1f} dB, "
-            f"wall-clock {best['speedup']:.2f}x)"
+            f"{best['ratio']:.2f}x, {best['psnr']:.1f} dB, {best['psnr_p10']:.1f} dB"
+            + (f", wall-clock {best['speedup']:.2f}x)" if timed else ")")
         )
     return lines
 
