@@ -92,8 +92,8 @@ def section(document: dict[str, Any]) -> list[str]:
                 f"By `sidestep bench srds --processes {processes}`, one prompt at a time, with "
                 f"{threads} thread{'s' * (threads > 1)} in each process. `speed-up` is against the "
                 "serial sampler on one of them, `of all` the evaluations of all, `planned` what "
-                "the planner predicts from model calls measured while all processes are at work. `max 1`: a single "
-                "iteration, whatever is left.",
+                "the planner predicts from model calls measured while all processes are at work. "
+                "`max 1`: a single iteration, whatever is left.",
             ]  # fmt: skip
         lines += ["", f"### {name}, {steps} steps", ""]
         lines += [f"| {' | '.join(COLUMNS)} |", "|---" * len(COLUMNS) + "|"]
