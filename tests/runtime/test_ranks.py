@@ -168,7 +168,8 @@ def test_a_rank_that_dies_ends_the_job(folder: Path) -> None:
     assert len(told) == 2  # rank 2 is no more
     for of_rank in told:
         assert "rank 2" in of_rank["error"]
-        assert of_rank["seconds"] < 10
+        # at once; or by the time-out of 20 s, where gloo forgets a receive posted as a link closes
+        assert of_rank["seconds"] < 25
     (told,) = results(folder, "helper_dying", 2)["dead"]
     assert "rank 0 got no word from rank 1 while it waited for the model's output" in told["error"]
 
