@@ -157,7 +157,7 @@ class Parareal:
             turn, boundary, changed.tolist(), strict=True
         ):
             image.residuals[block, iterate] = change, size
-            moved.append(iterate == 0 or self.stop.moved(math.sqrt(max(0.0, change))))
+            moved.append(iterate == 0 or self.stop.moved(math.sqrt(change)))
             if moved[-1]:
                 image.boundaries[block] = x.clone()  # alone, without the others of this turn
             if block == self.blocks:

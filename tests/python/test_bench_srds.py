@@ -30,11 +30,8 @@ from sidestep.sampling import Job, Run, run_jobs
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny pipeline folder whose DDIM does not clip, and so is linear."""
-    made = tiny_emoji.write_pipeline(tmp_path_factory.mktemp("models") / "tiny")
-    config = made / "scheduler" / "scheduler_config.json"
-    config.write_text(json.dumps({**json.loads(config.read_text()), "clip_sample": False}))
-    return made
+    """A tiny pipeline folder."""
+    return tiny_emoji.write_linear_pipeline(tmp_path_factory.mktemp("models") / "tiny")
 
 
 def plan_of(scheduler: str, steps: int) -> Plan:

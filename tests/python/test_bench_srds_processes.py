@@ -29,11 +29,8 @@ STEPS = 12
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny pipeline folder whose DDIM does not clip, and so is linear."""
-    made = tiny_emoji.write_pipeline(tmp_path_factory.mktemp("models") / "tiny")
-    config = made / "scheduler" / "scheduler_config.json"
-    config.write_text(json.dumps({**json.loads(config.read_text()), "clip_sample": False}))
-    return made
+    """A tiny pipeline folder."""
+    return tiny_emoji.write_linear_pipeline(tmp_path_factory.mktemp("models") / "tiny")
 
 
 def command_of(folder: Path, out: Path, *more: str) -> list[str]:

@@ -88,3 +88,11 @@ def write_pipeline(folder: Path) -> Path:
     (folder / "compositions.txt").write_text("\n".join(HELD_OUT) + "\n")
     (folder / "captions.txt").write_text("fox face\nbus\n")
     return folder
+
+
+def write_linear_pipeline(folder: Path) -> Path:
+    """`write_pipeline` with a DDIM that does not clip, and so is linear."""
+    made = write_pipeline(folder)
+    config = made / "scheduler" / "scheduler_config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "clip_sample": False}))
+    return made
