@@ -292,7 +292,7 @@ def test_the_report_compares_and_judges(capsys: pytest.CaptureFixture[str]) -> N
     document["results"][-1]["images"] = {"calls": [20], "psnr": [60]}
     table = report.compared(document, "ddim", 50)
     assert table["default"] == [
-        pytest.approx((45.8, 41.8)), pytest.approx((41.6, 37.6)), (36.0, 32.0), None,
+        pytest.approx((48.6, 44.6)), pytest.approx((41.6, 37.6)), (36.0, 32.0), None,
     ]  # fmt: skip
     assert table["zeus"] == [None, (40.0, 36.0), None, None]
     assert "oracle" not in table and report.subset(document, "ddim", 50) == 1
@@ -301,7 +301,7 @@ def test_the_report_compares_and_judges(capsys: pytest.CaptureFixture[str]) -> N
     [line] = report.targets(document)
     assert "holds (s: 2.50x, 36.0 dB, 32.0 dB" in line
     report.print_report(document)
-    assert "45.8 / 41.8" in capsys.readouterr().out
+    assert "48.6 / 44.6" in capsys.readouterr().out
     for first, names in ((False, ["default", "zeus"]), (True, ["default", "zeus", "oracle"])):
         legend = report.chart(document, first=first).legends[0]
         assert [text.get_text() for text in legend.texts] == names

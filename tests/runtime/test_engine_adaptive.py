@@ -264,12 +264,12 @@ def test_a_criterion_sees_what_happened() -> None:
 def test_the_summary_says_why_nothing_was_skipped() -> None:
     for strict, told in (
         (Adaptive(mode="paper", threshold=0.0), "8 by warm-up, 4 by criterion; smallest criterion"),
-        (Adaptive(threshold=0.0), "6 by warm-up, 4 by last, 2 by criterion; smallest criterion"),
+        (Adaptive(threshold=0.0), "4 by warm-up, 4 by criterion, 4 by last; smallest criterion"),
     ):
         request = Request(plan_of("ddim", 6), latents(1, 2), conditioning(1, 2, 1), method=strict)
         note = solo(request).summary.note
         assert note.startswith(f"nothing was skipped: of 12 calls {told} ")
         assert note == stepwise(request)[1].note
     short = replace(request, plan=plan_of("ddim", 3))
-    assert solo(short).summary.note == "nothing was skipped: of 6 calls 6 by warm-up"
+    assert solo(short).summary.note == "nothing was skipped: of 6 calls 4 by warm-up, 2 by last"
     assert solo(replace(request, method=PAPER, plan=plan_of("ddim", 14))).summary.note == ""

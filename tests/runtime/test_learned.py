@@ -183,7 +183,9 @@ def test_the_file_decides(snr: list[float] | None, tmp_path: Path) -> None:
     early = 1.7 if snr is not None and snr[4] < -1 else 1.0
     assert (early > 1) == (snr == LOG_SNR.tolist())
     error = early * carried_error(course(snr))[4] * size * f(numbers).exp()
-    torch.testing.assert_close(decision.value, error * (error / 0.003) ** 0.4)
+    relative = error / 0.008
+    expected = 0.008 * torch.where(relative > 1, relative**1.4, relative**0.3)
+    torch.testing.assert_close(decision.value, expected)
 
 
 def test_files_that_are_no_predictor_are_refused(tmp_path: Path) -> None:

@@ -10,11 +10,11 @@ from sidestep.runtime.methods.criteria import CRITERIA
 from sidestep.runtime.methods.criterion import Method
 
 SWEEPS = {
-    "default": (0.14, 0.28, 0.5, 0.75, 1.0, 1.3, 1.5, 2.2, 5.0),
+    "default": (0.38, 0.5, 0.6, 0.8, 1.0, 1.3, 1.8, 2.6, 6.0),
     "error-control": (0.5, 1.0, 1.5, 2.2),
     "paper": (1.0, 3.0),
 }
-LONG_SWEEPS = {"default": (0.5, 1.0, 2.2, 5.0, 12.0, 30.0)}
+LONG_SWEEPS = {"default": (0.5, 1.0, 2.0, 4.0, 8.0, 15.0)}
 OTHER_SWEEP = (1.0, 2.5)
 """What a mode's own threshold is multiplied by in its sweep; from `LONG` steps on, and others."""
 

@@ -1,6 +1,7 @@
 """A small learned predictor of the error that skipping the next step would make.
 
-    v_k = E (E / 0.003)^0.4,    E = W_k C_k rms(u_b) exp(f(s))        C_k: `carried_error`
+    v_k = 0.008 (E / 0.008)^p,    p = 1.4 where E > 0.008, else 0.3
+    E = W_k C_k rms(u_b) exp(f(s))                                    C_k: `carried_error`
 
     f(s) = w_2 . tanh(W_1 z + b_1) + b_2,    z = (s - centre) / spread
 
@@ -13,9 +14,10 @@ place, u*, f was fitted to
 
 In 220 recorded trajectories the error of the finished picture grew with the power 1.3 of the sum of
 such errors (no command repeats that fit): rows that are harder to foretell are more sensitive as
-well, hence the power.  W_k is 1.7 early on, where a picture can still become another one, and 1
-afterwards.  Both were chosen by trial on the bundled model, on every fourth prompt of
-`compositions.txt` from its third on.
+well, hence the power of large errors.  Among small ones there is less to tell apart than f can, and
+even runs of skips do best: hence their power.  W_k is 1.7 early on, where a picture can still
+become another one, and 1 afterwards.  All were chosen by trial on the bundled model, on every
+fourth prompt of `compositions.txt` from its third on.
 ``sidestep train adaptive`` records trajectories and fits f.
 """
 
@@ -56,8 +58,8 @@ SIGNALS = (
     "multistep",  # 1 where the solver itself extrapolates, else 0
 )
 TENSORS = ("centre", "spread", "hidden", "outer")
-POWER, USUAL = 1.4, 0.003
-"""v grows with this power of the error of a step, and is equal to it where it is that large."""
+LARGE, POWERS = 0.008, (0.3, 1.4)
+"""v grows with these powers of the error of a step, below such an error and above it."""
 
 EARLY, EARLY_WEIGHT = -1.0, 1.7
 """Until this lambda an error weighs so much more."""
@@ -187,7 +189,7 @@ class Learned(Gated):
     """v as above. Keeps two measurements a row."""
 
     DEFAULTS = Gate(
-        threshold=0.02, max_skip=40, warm_up=3, protect_last=2, reuse="damped", gradual=True
+        threshold=0.017, max_skip=40, warm_up=2, protect_last=2, reuse="damped", gradual=True
     )
     reads_reused = True
 
@@ -227,5 +229,6 @@ class Learned(Gated):
 def sharpened(
     log_error: Tensor,  # [rows] fp32, ln E
 ) -> Tensor:  # [rows]
-    """``E (E / 0.003)^0.4``. In logarithms: torch rounds a power by its place in the batch."""
-    return (POWER * log_error - (POWER - 1) * math.log(USUAL)).exp()
+    """v of E. In logarithms: torch rounds a power by its place in the batch."""
+    above = log_error - math.log(LARGE)
+    return LARGE * torch.where(above > 0, POWERS[1] * above, POWERS[0] * above).exp()
