@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -91,15 +91,29 @@ class RecordedArguments:
             time: The time as the model is told: one for all of them, or ``[n, ...]``.
             helped: What the helpers of the step return for these lines.
         """
+        return self.take(lines, x.device).make(x, time, helped)
+
+    def take(self, lines: Sequence[int], device: torch.device) -> RecordedArguments:
+        """Those of a call with some lines of the batch only."""
+        if list(lines) == list(range(self.batch)):
+            return self
+        index = upload(lines, torch.int64, device)
+        args, kwargs = take_arguments(self.args, self.kwargs, index, self.batch)
+        around = take_rows(self.around, index, self.batch)
+        return replace(self, args=args, kwargs=kwargs, around=around, batch=len(lines))
+
+    def make(
+        self,
+        x: Tensor,  # [batch, ...]
+        time: Any,
+        helped: Sequence[Sequence[Any]] = (),
+    ) -> Any:
+        """What the model returns for the whole batch; see `call`."""
         x = x.to(self.dtype)
-        args, kwargs, around = self.args, self.kwargs, self.around
-        if list(lines) != list(range(self.batch)):
-            index = upload(lines, torch.int64, x.device)
-            args, kwargs = take_arguments(args, kwargs, index, self.batch)
-            around = take_rows(around, index, self.batch)
-        if around is not None:
+        args, kwargs = self.args, self.kwargs
+        if self.around is not None:
             dim, start = self.region
-            around = around.clone()
+            around = self.around.clone()
             around.narrow(dim, start, x.shape[dim]).copy_(x)
             x = around
         if helped:
@@ -260,6 +274,8 @@ def _make(
     """One model call, each line at the time of its own."""
     arguments = calls[0].arguments
     time = join_times([call.time for call in calls], lines, arguments.batch)
+    if isinstance(time, Tensor) and time.dim():
+        time = time.to(x.device)  # a scheduler may have its times on the host
     return arguments.call(x, lines, time, helped)
 
 

@@ -42,6 +42,11 @@ class Conditioning:
 def _kind(leaf: Any, by_entry: bool) -> Hashable:
     if by_entry:
         return ("entries", tuple(leaf.shape[1:]), leaf.dtype, leaf.device)
+    return kind_of(leaf)
+
+
+def kind_of(leaf: Any) -> Hashable:
+    """Equal for leaves that are the same to a model: equal values, or the same object."""
     if isinstance(leaf, _VALUES):
         return ("value", type(leaf), leaf)
     return ("object", id(leaf))

@@ -6,7 +6,7 @@ import torch
 
 from sidestep.kernels import config
 from sidestep.runtime.engine import Engine
-from sidestep.runtime.graphs import Model, TickGraphs
+from sidestep.runtime.graphs import CaptureError, Model, TickGraphs, requested
 from sidestep.runtime.graphs_device import CudaGraphs, GraphDevice
 
 _GRAPHS = ("auto", "on", "off")
@@ -73,7 +73,8 @@ class EngineLoop:
         # the reference reads coefficients on the host, which no graph can
         if graphs == "on" or (graphs == "auto" and there and config.backend() != "reference"):
             device = CudaGraphs(engine.device) if device is None else device
-            self._graphs = TickGraphs(model, device, kept=kept, chain=chain)
+            self._graphs = TickGraphs(device, kept=kept, chain=chain)
+            self._prepare = requested(model)
 
     @property
     def counts(self) -> dict[str, int]:
@@ -104,10 +105,13 @@ class EngineLoop:
         """
         if self._graphs is None:
             return self._call()
-        went_on = self.engine.tick(self._graphs)
-        failure, self._graphs.failure = self._graphs.failure, None
+        graphs, prepare = self._graphs, self._prepare
+        went_on = self.engine.tick(lambda tick: graphs.take(tick, prepare))
+        failure, graphs.failure = graphs.failure, None
         if failure is not None:
-            raise failure
+            raise CaptureError(
+                f'EngineLoop: {failure}; graphs="off" runs without'
+            ) from failure.__cause__
         return went_on
 
     def forget(self) -> None:

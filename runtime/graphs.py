@@ -7,14 +7,15 @@ because the graph gathers them from the engine's registers itself, and steps the
 
 from __future__ import annotations
 
+import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves, tree_unflatten
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from sidestep.runtime.engine_batch import conditioning_of
 from sidestep.runtime.engine_check import check_output
@@ -25,10 +26,49 @@ from sidestep.runtime.upload import write_
 
 Model = Callable[[Tensor, Tensor, Any], Tensor]
 """``model(x, t, conditioning)`` of a batch's ``[N, *shape]``, ``[N]`` and conditioning."""
+Call = Callable[[Tensor, Tensor, Any, int], Tensor]
+"""The same at step j of a chain: ``call(x, t, conditioning, j)``."""
 
 
 class CaptureError(RuntimeError):
     """A tick could not be captured in a CUDA graph."""
+
+
+@dataclass(frozen=True, eq=False)
+class Inputs:
+    """What the model of a tick gets beside latents and times.
+
+    Attributes:
+        conditioning: Any nesting; it lives no longer than the tick.
+        static: Of each of its leaves, whether a graph has a tensor of its own for it, which is
+            filled before a replay where the leaf is another object than the time before.
+        key: Of all others, and of the call.
+        call: What is captured, with those tensors in the place of the leaves. It is kept as long as
+            the graph.
+    """
+
+    conditioning: Any
+    static: Sequence[bool]
+    key: Hashable
+    call: Call
+
+
+Prepare = Callable[[Tick, Layout, int], Inputs]
+"""What m steps of a tick in one go get, laid out so."""
+
+
+def requested(model: Model) -> Prepare:
+    """The conditioning of the requests themselves, which tells nothing apart but entries."""
+
+    def call(x: Tensor, t: Tensor, conditioning: Any, j: int) -> Tensor:
+        return model(x, t, conditioning)
+
+    def prepare(tick: Tick, layout: Layout, steps: int) -> Inputs:
+        of_first = tick.rows[0].live.conditioning
+        gathered = conditioning_of(layout.members, layout.branches)
+        return Inputs(gathered, of_first.by_entry, of_first.key, call)
+
+    return prepare
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,8 +84,8 @@ class TickKey:
         branches: G of the rows with the most.
         steps: m, taken in one go.
         noise: Whether some row draws any.
-        conditioning: Of the requests: structure, and what is no tensor with a line for each entry.
-        tensors: Shape, strides, dtype and device of the tensors that are.
+        inputs: Of the model call: what it is, and all of its inputs that are not in static tensors.
+        tensors: Shape, strides, dtype and device of those that are.
         autocast: Its dtype, None where it is off.
     """
 
@@ -57,7 +97,7 @@ class TickKey:
     branches: int
     steps: int
     noise: bool
-    conditioning: Hashable
+    inputs: Hashable
     tensors: tuple[Hashable, ...]
     autocast: torch.dtype | None
 
@@ -70,68 +110,70 @@ class TickProgram:
         graph: None until it is captured.
         warm: Whether it has been run.
         stage: What it was doing last, for the message of a capture that fails.
+        begun: Whether registers have been written since `run` began.
         outputs: G of ``[P, D]`` model dtype, after it has run: valid until the next graph runs.
-        conditioning: What the model gets, its tensors ``[N, ...]`` static.
+        conditioning: What the model gets, its tensors static where they may be others next time.
         weights: ``[m, P, G]`` fp32.
         noise: ``[P, D]`` fp32, or None.
         numbers: int64: slots ``[P]``, lines of the plan table ``[m, P]``, for each entry its row
             ``[N]``, and for each branch and row its entry ``[G, P]``.
     """
 
-    def __init__(self, key: TickKey, model: Model, tick: Tick, conditioning: Any) -> None:
-        """Allocates them; the conditioning is of the first tick, and of no meaning yet."""
-        self.key, self._model, self._state = key, model, tick.state
+    def __init__(self, key: TickKey, inputs: Inputs, tick: Tick) -> None:
+        """Allocates them; what is in them is of no meaning yet."""
+        self.key, self._call, self._state = key, inputs.call, tick.state
         self.graph: Graph | None = None
-        self.warm, self.stage = False, ""
+        self.warm, self.begun, self.stage = False, False, ""
         self.outputs: list[Tensor] = []
         N, P, G, m = key.entries, key.rows, key.branches, key.steps
-        of_first = tick.rows[0].live.conditioning
-        leaves = tree_leaves(conditioning)
+        leaves, spec = tree_flatten(inputs.conditioning)
+        self._static = [i for i, static in enumerate(inputs.static) if static]
+        self._loaded: dict[int, weakref.ref[Tensor]] = {}
         with torch.inference_mode(False):  # written to in either mode
             fp32: dict[str, Any] = {"dtype": torch.float32, "device": key.device}
             self.numbers = torch.zeros(P + m * P + N + G * P, dtype=torch.int64, device=key.device)
             self.weights = torch.zeros(m, P, G, **fp32)
             self.noise = torch.zeros(P, tick.state.size, **fp32) if key.noise else None
-            for i in (i for i, by_entry in enumerate(of_first.by_entry) if by_entry):
-                like = leaves[i]
-                leaves[i] = torch.empty_strided(
-                    like.shape, like.stride(), dtype=like.dtype, device=like.device
-                )
-        self._by_entry = of_first.by_entry
-        self.conditioning = tree_unflatten(leaves, of_first.spec)
+            for i in self._static:
+                leaves[i] = torch.empty_like(leaves[i])  # with the strides, unless expanded
+        self.conditioning = tree_unflatten(leaves, spec)
         slots, lines, self._entries, places = self.numbers.split([P, m * P, N, G * P])
         self._slots, self._lines, self._places = slots, lines.view(m, P), places.view(G, P)
 
-    def load(self, tick: Tick, layout: Layout, conditioning: Any) -> None:
+    def load(self, tick: Tick, layout: Layout, inputs: Inputs) -> None:
         """Writes what this tick needs into the static tensors."""
         P, m = self.key.rows, self.key.steps
         write_(self.numbers, layout.numbers(tick, P, m))
         write_(self.weights, layout.weights(tick, P, m))
         if self.noise is not None:
             torch.stack(tick.state.drawn(tick.noise), out=self.noise[: len(tick.rows)])
-        leaves = zip(tree_leaves(self.conditioning), tree_leaves(conditioning), strict=True)
-        for (static, leaf), by_entry in zip(leaves, self._by_entry, strict=True):
-            if by_entry:
-                static.copy_(leaf)
+        statics, leaves = tree_leaves(self.conditioning), tree_leaves(inputs.conditioning)
+        for i in self._static:
+            loaded = self._loaded.get(i)
+            if loaded is None or loaded() is not leaves[i]:
+                statics[i].copy_(leaves[i])
+                self._loaded[i] = weakref.ref(leaves[i])
 
     def run(self) -> None:
         """m ticks; nothing in here may ask the host, or be told by it."""
         key, state, slots = self.key, self._state, self._slots
-        for lines, weights in zip(self._lines, self.weights, strict=True):
+        self.begun = False
+        for j, (lines, weights) in enumerate(zip(self._lines, self.weights, strict=True)):
             self.stage = "the gather of the model's inputs"
             x, t = state.read(lines[self._entries], slots[self._entries])
             self.stage = "the model call"
-            output = self._model(x, t, self.conditioning)
+            output = self._call(x, t, self.conditioning, j)
             check_output(output, key.entries, key.shape, key.dtype, key.device)
             self.stage = "solver_step"
             flat = output.detach().reshape(key.entries, state.size)
             self.outputs = [flat.index_select(0, places) for places in self._places]
+            self.begun = True
             state.write(self.outputs, weights, self.noise, lines, slots)
         self.stage = "the end"
 
 
 class TickGraphs:
-    """The graphs of one model: takes ticks for `Engine.tick`.
+    """The graphs of one engine: takes ticks for `Engine.tick`.
 
     The first tick of a key runs as it is, which warms up all kernels; the second is captured and
     replayed, as are all that follow.
@@ -142,30 +184,36 @@ class TickGraphs:
         failure: Of a tick's capture, which was then run as it is, until somebody takes it.
     """
 
-    def __init__(self, model: Model, device: GraphDevice, *, kept: int, chain: int) -> None:
+    def __init__(self, device: GraphDevice, *, kept: int, chain: int) -> None:
         """Knows no key.
 
         Args:
-            model: What is captured.
             device: What captures.
             kept: Keys that are remembered, the latest ones.
             chain: Most steps that are taken in one go.
         """
-        self._model, self._device, self._kept, self._chain = model, device, kept, chain
+        self._device, self._kept, self._chain = device, kept, chain
         self._programs: OrderedDict[TickKey, TickProgram] = OrderedDict()
+        self._last: TickProgram | None = None
         self.captured = self.replayed = 0
         self.failure: CaptureError | None = None
+
+    @property
+    def begun(self) -> bool:
+        """Whether the tick that was broken off has changed registers."""
+        return self._last is not None and self._last.begun
 
     def __len__(self) -> int:
         """Keys that are remembered."""
         return len(self._programs)
 
-    def __call__(self, tick: Tick) -> Taken:
-        """Makes the model call of some rows and takes their step."""
-        layout = Layout(tick)
-        conditioning = conditioning_of(layout.members, layout.branches)
-        program = self._program(tick, layout, conditioning)
-        program.load(tick, layout, conditioning)
+    def take(self, tick: Tick, prepare: Prepare) -> Taken:
+        """Makes the model call of some rows and takes their step, or several."""
+        self._last, layout = None, Layout(tick)
+        steps = 1 << (min(tick.foreseen, self._chain).bit_length() - 1)  # few sizes to capture
+        inputs = prepare(tick, layout, steps)
+        program = self._last = self._program(tick, layout, steps, inputs)
+        program.load(tick, layout, inputs)
         if program.warm and program.graph is None:
             self._capture(program)
         if program.graph is None:
@@ -183,12 +231,11 @@ class TickGraphs:
         if self._programs:
             self._device.synchronize()
         self._programs.clear()
+        self._last = None
 
-    def _program(self, tick: Tick, layout: Layout, conditioning: Any) -> TickProgram:
-        of_first, state = tick.rows[0].live.conditioning, tick.state
-        leaves = zip(tree_leaves(conditioning), of_first.by_entry, strict=True)
-        kind = state.device.type
-        steps = 1 << (min(tick.foreseen, self._chain).bit_length() - 1)  # few sizes to capture
+    def _program(self, tick: Tick, layout: Layout, steps: int, inputs: Inputs) -> TickProgram:
+        state, kind = tick.state, tick.state.device.type
+        leaves = zip(tree_leaves(inputs.conditioning), inputs.static, strict=True)
         key = TickKey(
             device=state.device,
             dtype=state.dtype,
@@ -198,16 +245,16 @@ class TickGraphs:
             branches=len(layout.starts),
             steps=steps,
             noise=any(z is not None for z in tick.noise),
-            conditioning=of_first.key,
+            inputs=inputs.key,
             tensors=tuple(
                 (leaf.shape, leaf.stride(), leaf.dtype, leaf.device)
-                for leaf, by_entry in leaves
-                if by_entry
+                for leaf, static in leaves
+                if static
             ),
             autocast=torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None,
         )
         if key not in self._programs:
-            self._programs[key] = TickProgram(key, self._model, tick, conditioning)
+            self._programs[key] = TickProgram(key, inputs, tick)
             if len(self._programs) > self._kept:
                 self._device.synchronize()  # it may still run
                 self._programs.popitem(last=False)
@@ -222,7 +269,6 @@ class TickGraphs:
         except Exception as error:
             reason = (str(error).splitlines() or [repr(error)])[0]  # CUDA's go on for a paragraph
             self.failure = CaptureError(
-                f"EngineLoop: capturing a tick in a CUDA graph failed at {program.stage}: "
-                f'{reason}; graphs="off" runs without'
+                f"capturing a tick in a CUDA graph failed at {program.stage}: {reason}"
             )
             self.failure.__cause__ = error

@@ -9,7 +9,10 @@ from sidestep.runtime.engine_step import Tick
 
 
 class Layout:
-    """Entries branch by branch, as in a `Batch`; what is over repeats entry 0.
+    """Entries branch by branch, as in a `Batch`; what is over repeats row 0.
+
+    Where all rows have the same branches and the entries are a multiple of them, each branch begins
+    at the same entry for any number of rows, ``g P``; otherwise what is over is at the end.
 
     Attributes:
         most: P, the most rows that a model call of this size can serve.
@@ -26,9 +29,12 @@ class Layout:
         self.starts: list[int] = []
         self.positions: list[int] = []
         self.branches: list[int] = []
+        even = min(counts) == max(counts) and tick.entries % max(counts) == 0
         for g in range(max(counts)):
             self.starts.append(len(self.positions))
             having = [i for i, count in enumerate(counts) if count > g]
+            if even:
+                having += [0] * (tick.entries // max(counts) - len(having))
             self.positions += having
             self.branches += [g] * len(having)
         padding = tick.entries - len(self.positions)

@@ -45,6 +45,8 @@ class Summary:
             without SRDS, whose images have no ``skip_map``, ``reasons`` and ``criterion``.
         errors: ``[images]`` of SRDS, root mean square of the error in the latents, estimated.
         image_ticks: ``[images]`` of SRDS, sequential model calls of each image.
+        graphs: Of the whole-trajectory driver on a CUDA device: how many CUDA graphs it captured and
+            how often it replayed one, or why there were none; empty elsewhere.
     """
 
     method: str
@@ -58,6 +60,7 @@ class Summary:
     iterations: tuple[int, ...] = ()
     errors: tuple[float, ...] = ()
     image_ticks: tuple[int, ...] = ()
+    graphs: str = ""
 
     def __str__(self) -> str:
         """One line for the generation and one for each image."""
@@ -83,6 +86,8 @@ class Summary:
                 f"({self.steps / max(1, ticks):.2f}x fewer), {self.nfe[i]:.0f} in all, "
                 f"estimated error {error:.1g}"
             )
+        if self.graphs:
+            lines.append(f"  CUDA graphs: {self.graphs}")
         if self.note:
             lines.append(f"  {self.note}")
         return "\n".join(lines)

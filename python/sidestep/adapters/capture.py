@@ -75,7 +75,7 @@ def read_call(
     Raises:
         CannotCapture: The call has no batch of latents, or depends on the calls before it.
     """
-    _refuse_cache(_network(model))
+    _refuse_cache(network_of(model))
     sample = find_sample(args, kwargs)
     if sample is None:
         raise CannotCapture(
@@ -107,7 +107,7 @@ def read_call(
     return Call(arguments=arguments, sample=sample, time=value)
 
 
-def _network(model: Callable[..., Any]) -> Any:
+def network_of(model: Callable[..., Any]) -> Any:
     """What a bound call calls."""
     return model.args[0] if isinstance(model, functools.partial) and model.args else model
 
@@ -126,7 +126,7 @@ def _time_place(
     for name in _TIME_NAMES:
         if name in kwargs:
             return name
-    inner = _network(model)
+    inner = network_of(model)
     names = list(inspect.signature(getattr(inner, "forward", inner)).parameters)
     for i, name in enumerate(names[: len(args)]):
         if name in _TIME_NAMES and i != sample:

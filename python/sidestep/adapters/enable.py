@@ -31,6 +31,7 @@ def enable(
     driver: str | None = None,
     on_step: OnStep | None = None,
     ranks: Ranks | None = None,
+    graphs: str = "auto",
 ) -> Handle:
     """Runs ``pipe`` with a method from now on.
 
@@ -54,6 +55,9 @@ def enable(
             picture together (docs/srds.md). Every one calls `enable`, and the pipeline with the
             same arguments, a generator with the same seed among them; every one gets the pictures.
             With ``driver="whole"`` and no method too, where they share the guidance branches only.
+        graphs: For ``"whole"`` on a CUDA device: ``"auto"`` captures the model calls and their
+            steps in CUDA graphs where it can, and the summary says why where it cannot; ``"on"``
+            raises there; ``"off"`` captures nothing.
 
     Returns:
         The handle that turns it off, also as a context manager, and that has the summary.
@@ -73,6 +77,8 @@ def enable(
         raise ValueError(
             "enable: on_step belongs to driver='whole', use the pipeline's own callback_on_step_end"
         )
+    if graphs != "auto" and driver == "stepwise":
+        raise ValueError(f"enable: graphs={graphs!r} belongs to driver='whole'")
     if method is None and driver == "stepwise":
         method = Adaptive()
     known = method is None or method == "auto" or isinstance(method, Method | SRDS)
@@ -83,7 +89,7 @@ def enable(
         )
     if ranks is not None:
         _check_ranks(ranks, method)
-    handle = Handle(pipe, method, driver, on_step, ranks)
+    handle = Handle(pipe, method, driver, on_step, ranks, graphs)
     handle._attach()
     return handle
 
@@ -115,6 +121,7 @@ class Handle:
         driver: str = "stepwise",
         on_step: OnStep | None = None,
         ranks: Ranks | None = None,
+        graphs: str = "auto",
     ) -> None:
         """Prepares; nothing is touched yet."""
         self.method = method
@@ -125,9 +132,9 @@ class Handle:
         if isinstance(method, str):
             from sidestep.adapters.trajectory_auto import Deciding
 
-            self._driver = Deciding(on_step)
+            self._driver = Deciding(on_step, graphs)
         elif driver == "whole" or method is None or isinstance(method, SRDS):
-            self._driver = WholeTrajectory(method, on_step, ranks)
+            self._driver = WholeTrajectory(method, on_step, ranks, graphs)
         else:
             self._driver = Stepwise(method.criterion(), method=repr(method))
         self._attached: list[Any] = []
@@ -144,6 +151,8 @@ class Handle:
             restore(obj)
         self._attached.clear()
         self._driver.release()
+        if isinstance(self._driver, WholeTrajectory):
+            self._driver.graphs.forget()
 
     def summary(self) -> Summary:
         """Model calls per image, the skip map and the reasons of the last generation."""

@@ -22,6 +22,7 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_map_only, tree_u
 from sidestep.adapters.attach_course import course_of
 from sidestep.adapters.capture import Call, CannotCapture, read_call
 from sidestep.adapters.guidance import probe
+from sidestep.adapters.trajectory_graphs import PipelineGraphs
 from sidestep.adapters.trajectory_plan import Planned
 from sidestep.adapters.trajectory_record import Trajectory
 from sidestep.adapters.trajectory_run import run_trajectory
@@ -76,6 +77,7 @@ class WholeTrajectory:
         method: Settings of a method, or None to call the model at every step.
         on_step: Called ``on_step(k, x, rows)`` as in `Request`, with the real latents.
         ranks: The processes that run each trajectory together; None for this one alone.
+        graphs: Of the model calls.
     """
 
     def __init__(
@@ -83,9 +85,15 @@ class WholeTrajectory:
         method: Method | SRDS | None = None,
         on_step: OnStep | None = None,
         ranks: Ranks | None = None,
+        graphs: str = "auto",
     ) -> None:
-        """Makes a driver; nothing is touched."""
+        """Makes a driver; nothing is touched.
+
+        Raises:
+            ValueError: There is no such setting of graphs.
+        """
         self.method, self.on_step, self.ranks = method, on_step, ranks
+        self.graphs = PipelineGraphs(graphs)
         self._recording = _Recording()
         self._summary: Summary | None = None
         self._compiled: dict[str, Plan] = {}
@@ -256,10 +264,12 @@ class WholeTrajectory:
         """Runs the trajectory: ``[S, ...]`` like ``latents``."""
         trajectory.library.expect_unwritten()
         noise = trajectory.noise(latents, generator)
-        result, ticks = run_trajectory(trajectory, self.method, noise, self.on_step, self.ranks)
-        self._summary = replace(result.summary, method=self._label, ticks=ticks)
+        result, ticks, graphs = run_trajectory(
+            trajectory, self.method, noise, self.on_step, self.ranks, self.graphs
+        )
         if result.error is not None:
             raise result.error
+        self._summary = replace(result.summary, method=self._label, ticks=ticks, graphs=graphs)
         assert result.x is not None
         return trajectory.layout.outward(result.x).to(latents.dtype)
 

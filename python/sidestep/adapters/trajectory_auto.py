@@ -26,9 +26,9 @@ class Deciding(WholeTrajectory):
     which both need, does not count.  Generations of the same shape are not measured again.
     """
 
-    def __init__(self, on_step: OnStep | None = None) -> None:
+    def __init__(self, on_step: OnStep | None = None, graphs: str = "auto") -> None:
         """Makes a driver; nothing is touched."""
-        super().__init__(None, on_step)
+        super().__init__(None, on_step, graphs=graphs)
         self._measured: dict[Hashable, tuple[Latency, Overhead]] = {}
 
     def _run(self, trajectory: Trajectory, latents: Tensor, generator: Any) -> Tensor:

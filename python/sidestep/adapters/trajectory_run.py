@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from sidestep.adapters.trajectory_graphs import PipelineGraphs
 from sidestep.adapters.trajectory_ranks import run_on_ranks
 from sidestep.adapters.trajectory_record import Trajectory
 from sidestep.runtime.denoisers import RecordedDenoiser, RecordedStep
-from sidestep.runtime.engine import Batch, Engine, Request, Result
+from sidestep.runtime.engine import Batch, Request, Result
 from sidestep.runtime.methods.criterion import Course, Criterion, Decision, Method, Observation
 from sidestep.runtime.methods.srds import SRDS
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from sidestep.runtime.ranks import Ranks
 
 _MOST_BRANCHES = 3  # of the fused step; the denoiser combines more of them itself
+_TABLE_STEPS = 256  # or the next power of two: trajectories of other lengths fit as well
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -29,11 +31,13 @@ def run_trajectory(
     noise: Callable[[int, int], Tensor] | None,
     on_step: Callable[[int, Tensor, Sequence[int]], object] | None,
     ranks: Ranks | None = None,
-) -> tuple[Result, int]:
+    graphs: PipelineGraphs | None = None,
+) -> tuple[Result, int, str]:
     """Runs all of it, in an engine or over the ranks of a job.
 
     Returns:
-        What became of it, and the number of model calls, those of the recording included.
+        What became of it, the number of model calls, those of the recording included, and what is
+        to be said of CUDA graphs.
 
     Raises:
         RankError: Something went wrong on a rank.
@@ -63,39 +67,33 @@ def run_trajectory(
         return denoiser(batch.x, lines).to(dtype)
 
     if ranks is None:
-        result = _run_here(request, model, branches, dtype)
+        sizing = _sizing(request, branches, dtype)
+        result, said = (graphs or PipelineGraphs("off")).run(request, denoiser, branches, sizing)
     else:
-        result = run_on_ranks(ranks, trajectory, request, model, dtype)
-    return result, denoiser.ticks + len(steps[0].calls)
+        result, said = run_on_ranks(ranks, trajectory, request, model, dtype), ""
+    return result, denoiser.ticks + len(steps[0].calls), said
 
 
-def _run_here(
-    request: Request, model: Callable[[Batch], Tensor], branches: int, dtype: torch.dtype
-) -> Result:
-    """Runs a request in an engine of its own."""
+def _sizing(request: Request, branches: int, dtype: torch.dtype) -> dict[str, Any]:
+    """Of the engine for a request, the same for others of its size."""
     plan, x, method = request.plan, request.x, request.method
     history, capacity = 0, len(x)
     if isinstance(method, SRDS):
         capacity *= method.rows(len(plan))
     elif method is not None:
         history = method.criterion().history
-    engine = Engine(
-        tuple(x.shape[1:]),
-        capacity=capacity,
-        buckets=tuple(range(1, branches * capacity + 1)),
-        dtype=dtype,
-        device=x.device,
-        registers=plan.registers,
-        history=history,
-        branches=branches,
-        queue=1,
-        table_steps=len(plan),
-    )
-    engine.submit(request)
-    for batch in engine:
-        engine.complete(batch, model(batch))
-    (result,) = engine.results()
-    return result
+    return {
+        "shape": tuple(x.shape[1:]),
+        "capacity": capacity,
+        "buckets": tuple(range(1, branches * capacity + 1)),
+        "dtype": dtype,
+        "device": x.device,
+        "registers": plan.registers,
+        "history": history,
+        "branches": branches,
+        "queue": 1,
+        "table_steps": max(_TABLE_STEPS, 1 << (len(plan) - 1).bit_length()),
+    }
 
 
 def _weights(trajectory: Trajectory) -> list[list[float]]:  # [K][G]

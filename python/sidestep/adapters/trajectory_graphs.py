@@ -1,0 +1,190 @@
+"""CUDA graphs of a pipeline's model calls, from one generation to the next.
+
+An engine and its graphs stay while everything that they go by does: the sizes, and the state of the
+pipeline's networks (`sidestep.runtime.graphs_model`).  Prompts, images and times are inputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any
+
+import torch
+
+from sidestep.adapters.capture import network_of
+from sidestep.kernels import config
+from sidestep.runtime.denoisers import RecordedDenoiser
+from sidestep.runtime.engine import Engine, Request, Result
+from sidestep.runtime.graphs import CaptureError, TickGraphs
+from sidestep.runtime.graphs_device import CudaGraphs, Graph, GraphDevice
+from sidestep.runtime.graphs_model import State, difference, obstacle, settings, state_of
+from sidestep.runtime.graphs_recorded import RecordedTicks
+
+CHOICES = ("auto", "on", "off")
+_CHAIN = 4  # steps in one graph where the host has nothing to decide, at most
+_KEPT = 32  # graphs
+
+
+def sizes(branches: int, capacity: int) -> list[int]:
+    """Sizes of a model call from a graph, in entries: two to the octave, for little padding."""
+    rows, all_rows = 1, {capacity}
+    while rows < capacity:
+        all_rows |= {rows} | ({rows * 3 // 2} if rows > 1 and rows * 3 // 2 < capacity else set())
+        rows *= 2
+    return [branches * size for size in sorted(all_rows)]
+
+
+class PipelineGraphs:
+    """The engine of the last generation, and its graphs.
+
+    Attributes:
+        setting: "auto" launches operator by operator where there can be no graphs, and the summary
+            says why; "on" raises in its place; "off".
+        device: What captures; None for CUDA.
+    """
+
+    def __init__(self, setting: str = "auto", device: GraphDevice | None = None) -> None:
+        """Captures nothing yet.
+
+        Raises:
+            ValueError: There is no such setting.
+        """
+        if setting not in CHOICES:
+            raise ValueError(f"enable: graphs is {setting!r}, expected 'auto', 'on' or 'off'")
+        self.setting, self.device = setting, device
+        self._key: Hashable = None
+        self._engine: Engine | None = None
+        self._graphs: TickGraphs | None = None
+        self._state: State = {}
+        self._failed: tuple[Hashable, State, str] | None = None
+
+    def forget(self) -> None:
+        """Lets go of all graphs, and of the engine."""
+        if self._graphs is not None:
+            self._graphs.forget()
+        self._key = self._engine = self._graphs = self._failed = None
+        self._state = {}
+
+    def run(
+        self, request: Request, denoiser: RecordedDenoiser, branches: int, sizing: dict[str, Any]
+    ) -> tuple[Result, str]:
+        """Runs a trajectory.
+
+        Args:
+            request: The trajectory.
+            denoiser: Its model calls.
+            branches: G.
+            sizing: Arguments of the engine.
+
+        Returns:
+            What became of it, and what the summary says of graphs; nothing where they are off.
+
+        Raises:
+            CaptureError: They are on, and something could not be captured.
+            ValueError: They are on where there can be none.
+        """
+        if not self._there(request.x.device):
+            ticks = RecordedTicks(denoiser, branches)
+            return _run(Engine(**sizing), request, ticks), ""
+        networks = _networks(denoiser)
+        reason = _reason_against(denoiser, networks) or self._begin(networks, sizing)
+        if reason:
+            self._raise_if_on(reason)
+            ticks = RecordedTicks(denoiser, branches)
+            return _run(Engine(**sizing), request, ticks), f"none: {reason}"
+        assert self._engine is not None and self._graphs is not None
+        engine, graphs = self._engine, self._graphs
+        captured, replayed = graphs.captured, graphs.replayed
+        ticks = RecordedTicks(denoiser, branches, sizes(branches, engine.capacity), graphs)
+        try:
+            result = _run(engine, request, ticks)
+        except BaseException:
+            self.forget()  # whatever it was in the middle of
+            raise
+        said = f"{graphs.captured - captured} captured, {graphs.replayed - replayed} replayed"
+        if ticks.reason:
+            self._failed = self._key, self._state, ticks.reason
+            self._raise_if_on(ticks.reason)
+            said = f"{said}, then none: {ticks.reason}"
+        return result, said
+
+    def _there(self, device: torch.device) -> bool:
+        there = self.device is not None or device.type == "cuda"
+        if self.setting == "on" and not there:
+            raise ValueError(
+                f"enable: graphs='on' with a model on {device}, expected one on a CUDA device; "
+                "'auto' runs without graphs elsewhere"
+            )
+        return there and self.setting != "off"
+
+    def _raise_if_on(self, reason: str) -> None:
+        if self.setting == "on":
+            raise CaptureError(f"enable: graphs='on' and there are none: {reason}")
+
+    def _begin(self, networks: Sequence[Any], sizing: dict[str, Any]) -> str:
+        """The engine and the graphs for what comes; why there are none, if so."""
+        key, state = tuple(sizing.items()), _state(networks)
+        if self._failed is not None and self._failed[:2] == (key, state):
+            return self._failed[2]
+        if key != self._key or difference(self._state, state) is not None:
+            self.forget()
+            device = self.device or CudaGraphs(sizing["device"])
+            self._engine = Engine(**sizing)
+            guarded = _Guarded(device, state, lambda: _state(networks))
+            self._graphs = TickGraphs(guarded, kept=_KEPT, chain=_CHAIN)
+            self._key, self._state = key, state
+        return ""
+
+
+class _Guarded:
+    """Captures nothing of networks that are not what they were when the generation began."""
+
+    def __init__(self, device: GraphDevice, state: State, look: Callable[[], State]) -> None:
+        self._device, self._state, self._look = device, state, look
+        self.warm_up, self.synchronize = device.warm_up, device.synchronize
+
+    def capture(self, call: Callable[[], None]) -> Graph:
+        """See `GraphDevice`."""
+        changed = difference(self._state, self._look())
+        if changed is not None:
+            raise RuntimeError(f"{changed} changes as the model is called")
+        return self._device.capture(call)
+
+
+def _run(engine: Engine, request: Request, ticks: RecordedTicks) -> Result:
+    engine.submit(request)
+    while engine.tick(ticks):
+        pass
+    (result,) = engine.results()
+    return result
+
+
+def _networks(denoiser: RecordedDenoiser) -> list[Any]:
+    """All that the steps call, each once."""
+    found = {}
+    for step in denoiser.steps:
+        for call in step.calls:
+            for made in (call, *call.helpers):
+                network = network_of(made.arguments.model)
+                found[id(network)] = network
+    return list(found.values())
+
+
+def _reason_against(denoiser: RecordedDenoiser, networks: Sequence[Any]) -> str:
+    """Why nothing is captured; empty where nothing speaks against it."""
+    if config.backend() == "reference":
+        return "the reference backend of the kernels reads coefficients on the host"
+    if any(call.arguments.whole for step in denoiser.steps for call in step.calls):
+        return "the model is compiled, which has graphs of its own (mode='reduce-overhead')"
+    if denoiser.mixes is not None:
+        return "the guidance is combined element by element, or has more than three branches"
+    return next(filter(None, map(obstacle, networks)), "") or ""
+
+
+def _state(networks: Sequence[Any]) -> State:
+    state = settings()
+    for network in networks:
+        name = type(network).__name__
+        state[f"{name} (which)"] = id(network)
+        state |= {f"{name}.{path}": value for path, value in state_of(network).items()}
+    return state
