@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
+from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 from sidestep.runtime.engine_batch import conditioning_of
 from sidestep.runtime.engine_check import check_output
@@ -39,15 +39,17 @@ class Inputs:
     """What the model of a tick gets beside latents and times.
 
     Attributes:
-        conditioning: Any nesting; it lives no longer than the tick.
-        static: Of each of its leaves, whether a graph has a tensor of its own for it, which is
+        leaves: Of its conditioning, any nesting; they live no longer than the tick.
+        spec: The nesting.
+        static: Of each of the leaves, whether a graph has a tensor of its own for it, which is
             filled before a replay where the leaf is another object than the time before.
         key: Of all others, and of the call.
         call: What is captured, with those tensors in the place of the leaves. It is kept as long as
             the graph.
     """
 
-    conditioning: Any
+    leaves: Sequence[Any]
+    spec: TreeSpec
     static: Sequence[bool]
     key: Hashable
     call: Call
@@ -65,8 +67,8 @@ def requested(model: Model) -> Prepare:
 
     def prepare(tick: Tick, layout: Layout, steps: int) -> Inputs:
         of_first = tick.rows[0].live.conditioning
-        gathered = conditioning_of(layout.members, layout.branches)
-        return Inputs(gathered, of_first.by_entry, of_first.key, call)
+        leaves, spec = tree_flatten(conditioning_of(layout.members, layout.branches))
+        return Inputs(leaves, spec, of_first.by_entry, of_first.key, call)
 
     return prepare
 
@@ -126,7 +128,7 @@ class TickProgram:
         self.warm, self.begun, self.stage = False, False, ""
         self.outputs: list[Tensor] = []
         N, P, G, m = key.entries, key.rows, key.branches, key.steps
-        leaves, spec = tree_flatten(inputs.conditioning)
+        self._leaves = [*inputs.leaves]
         self._static = [i for i, static in enumerate(inputs.static) if static]
         self._loaded: dict[int, weakref.ref[Tensor]] = {}
         with torch.inference_mode(False):  # written to in either mode
@@ -135,8 +137,8 @@ class TickProgram:
             self.weights = torch.zeros(m, P, G, **fp32)
             self.noise = torch.zeros(P, tick.state.size, **fp32) if key.noise else None
             for i in self._static:
-                leaves[i] = torch.empty_like(leaves[i])  # with the strides, unless expanded
-        self.conditioning = tree_unflatten(leaves, spec)
+                self._leaves[i] = torch.empty_like(inputs.leaves[i])  # dense where it is expanded
+        self.conditioning = tree_unflatten(self._leaves, inputs.spec)
         slots, lines, self._entries, places = self.numbers.split([P, m * P, N, G * P])
         self._slots, self._lines, self._places = slots, lines.view(m, P), places.view(G, P)
 
@@ -147,12 +149,11 @@ class TickProgram:
         write_(self.weights, layout.weights(tick, P, m))
         if self.noise is not None:
             torch.stack(tick.state.drawn(tick.noise), out=self.noise[: len(tick.rows)])
-        statics, leaves = tree_leaves(self.conditioning), tree_leaves(inputs.conditioning)
         for i in self._static:
-            loaded = self._loaded.get(i)
-            if loaded is None or loaded() is not leaves[i]:
-                statics[i].copy_(leaves[i])
-                self._loaded[i] = weakref.ref(leaves[i])
+            leaf, loaded = inputs.leaves[i], self._loaded.get(i)
+            if loaded is None or loaded() is not leaf:
+                self._leaves[i].copy_(leaf)
+                self._loaded[i] = weakref.ref(leaf)
 
     def run(self) -> None:
         """m ticks; nothing in here may ask the host, or be told by it."""
@@ -235,7 +236,7 @@ class TickGraphs:
 
     def _program(self, tick: Tick, layout: Layout, steps: int, inputs: Inputs) -> TickProgram:
         state, kind = tick.state, tick.state.device.type
-        leaves = zip(tree_leaves(inputs.conditioning), inputs.static, strict=True)
+        leaves = zip(inputs.leaves, inputs.static, strict=True)
         key = TickKey(
             device=state.device,
             dtype=state.dtype,

@@ -17,7 +17,6 @@ from torch import Tensor, nn
 _VALUES = (bool, int, str, bytes, type(None), torch.dtype, torch.device)
 _DEPTH = 4  # of objects within objects
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks")
-_MOVERS = {"_hf_hook": "accelerate", "_diffusers_hook": "diffusers"}
 _STANDARD = frozenset(vars(nn.Module())) - {"training"}
 
 State = dict[str, Hashable]
@@ -97,9 +96,10 @@ def obstacle(model: Any) -> str | None:
         return f"{type(model).__name__} is no torch.nn.Module, and what it reads is not known"
     for name, module in model.named_modules():
         own, where = vars(module), f"{type(model).__name__}.{name}".rstrip(".")
-        for attribute, library in _MOVERS.items():
-            if attribute in own:
-                return f"{where} has hooks of {library} (offloading, casts), which run on the host"
+        if "_hf_hook" in own:
+            return f"{where} has a hook of accelerate (offloading), which runs on the host"
+        if getattr(own.get("_diffusers_hook"), "hooks", None):
+            return f"{where} has hooks of diffusers (offloading, casts), which run on the host"
         if any(own.get(hooks) for hooks in _HOOKS):
             return f"{where} has forward hooks, which run on the host"
         if "forward" in own:

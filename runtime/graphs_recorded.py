@@ -151,7 +151,8 @@ class Calls:
         static = [isinstance(leaf, Tensor) for leaf in leaves]
         values = [_value(leaf) for leaf, filled in zip(leaves, static, strict=True) if not filled]
         slots = [(s.branches, *(network.key for network in s.networks)) for s in self.slots]
-        return Inputs(told, static, (str(spec), *values, *slots), self._call(tick.state.dtype))
+        key = (str(spec), *values, *slots)
+        return Inputs(leaves, spec, static, key, self._call(tick.state.dtype))
 
     def _call(self, dtype: torch.dtype) -> Call:
         """What is captured: it holds nothing of the generation."""
@@ -159,7 +160,7 @@ class Calls:
         slots = [(s.branches, [network.shell for network in s.networks]) for s in self.slots]
 
         def call(x: Tensor, t: Tensor, given: Any, j: int) -> Tensor:  # [G * width, *shape]
-            blocks, outputs = x.chunk(count), [torch.zeros_like(x[: len(x) // count])] * count
+            blocks, outputs = x.chunk(count), dict[int, Tensor]()
             for (branches, (model, *helpers)), (of_model, *of_helpers) in zip(
                 slots, given, strict=True
             ):
@@ -171,7 +172,10 @@ class Calls:
                 output = cut(prediction(_make(model, of_model, entries, j, helped)), shape)
                 for g, part in zip(branches, output.to(dtype).chunk(len(branches)), strict=True):
                     outputs[g] = part
-            return torch.cat(outputs)
+            for g in range(count):
+                if g not in outputs:  # a branch that the step does not have
+                    outputs[g] = torch.zeros_like(blocks[g], dtype=dtype)
+            return torch.cat([outputs[g] for g in range(count)])
 
         return call
 
@@ -255,12 +259,14 @@ class RecordedTicks:
         if graphs is None or calls is None:
             return self._launch(tick)
         size = next(b for b in self._buckets if b >= self._branches * len(tick.rows))
+        taken = None
         try:
             taken = graphs.take(replace(tick, entries=size), calls.prepare)
         except torch.OutOfMemoryError as error:
             if graphs.begun:
                 raise
             self._give_up(f"out of memory: {str(error).splitlines()[0]}")
+        if taken is None:  # not above, where the error still holds the tensors of its frames
             return self._launch(tick)
         self._denoiser.ticks += taken.steps * len(calls.slots)
         if graphs.failure is not None:

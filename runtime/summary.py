@@ -45,8 +45,8 @@ class Summary:
             without SRDS, whose images have no ``skip_map``, ``reasons`` and ``criterion``.
         errors: ``[images]`` of SRDS, root mean square of the error in the latents, estimated.
         image_ticks: ``[images]`` of SRDS, sequential model calls of each image.
-        graphs: Of the whole-trajectory driver on a CUDA device: how many CUDA graphs it captured and
-            how often it replayed one, or why there were none; empty elsewhere.
+        graphs: Of the whole-trajectory driver on a CUDA device: how many CUDA graphs it captured
+            and how often it replayed one, or why there were none; empty elsewhere.
     """
 
     method: str

@@ -7,6 +7,7 @@ from typing import Any
 import tiny_builders as build
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
 FRAMES = 3
 
@@ -233,6 +234,7 @@ def run(
     **settings: Any,
 ) -> Tensor:
     """The latents (or pictures, where a pipeline gives no latents) of the prompts, ``[n, ...]``."""
-    inputs = {"output_type": "latent", **case.inputs(pipe, prompts, guided), **case.settings}
+    given = tree_map_only(Tensor, lambda x: x.to(pipe.device), case.inputs(pipe, prompts, guided))
+    inputs = {"output_type": "latent", **given, **case.settings}
     output = pipe(num_inference_steps=steps, **{**inputs, **settings})
     return output[0]

@@ -227,3 +227,25 @@ def test_times_of_lines(times: list[Any], lines: list[int], result: Any) -> None
 def test_a_model_that_returns_no_tensor() -> None:
     with pytest.raises(ValueError, match="the model returned dict without a tensor in it"):
         prediction({"sample": None})
+
+
+def test_times_are_where_the_latents_are() -> None:
+    """A scheduler may keep its timesteps on the host."""
+    seen: list[Tensor] = []
+
+    def model(x: Tensor, t: Tensor) -> Tensor:
+        seen.append(t)
+        return x
+
+    arguments = RecordedArguments(
+        model=model, args=(None, None), kwargs={}, sample=0, time=1, batch=1, dtype=torch.float32
+    )
+    steps = [
+        RecordedStep(
+            calls=[RecordedCall(arguments=arguments, time=torch.tensor(t))], places={0: (0, 0)}
+        )
+        for t in (9, 5)
+    ]
+    denoiser = RecordedDenoiser(rows=1, shape=torch.Size([4]), steps=steps)
+    denoiser(torch.empty(2, 4, device="meta"), [(0, 0, 0), (1, 0, 0)])
+    assert [t.device.type for t in seen] == ["meta"] and seen[0].shape == (2,)

@@ -83,15 +83,13 @@ class PipelineGraphs:
             CaptureError: They are on, and something could not be captured.
             ValueError: They are on where there can be none.
         """
-        if not self._there(request.x.device):
-            ticks = RecordedTicks(denoiser, branches)
-            return _run(Engine(**sizing), request, ticks), ""
-        networks = _networks(denoiser)
-        reason = _reason_against(denoiser, networks) or self._begin(networks, sizing)
-        if reason:
-            self._raise_if_on(reason)
-            ticks = RecordedTicks(denoiser, branches)
-            return _run(Engine(**sizing), request, ticks), f"none: {reason}"
+        device, networks, reason = request.x.device, _networks(denoiser), ""
+        there = self._there(device)
+        if there:
+            reason = _reason_against(denoiser, networks) or self._begin(networks, sizing)
+        if reason or not there:
+            said = self.without(device, reason)
+            return _run(Engine(**sizing), request, RecordedTicks(denoiser, branches)), said
         assert self._engine is not None and self._graphs is not None
         engine, graphs = self._engine, self._graphs
         captured, replayed = graphs.captured, graphs.replayed
@@ -104,9 +102,22 @@ class PipelineGraphs:
         said = f"{graphs.captured - captured} captured, {graphs.replayed - replayed} replayed"
         if ticks.reason:
             self._failed = self._key, self._state, ticks.reason
-            self._raise_if_on(ticks.reason)
-            said = f"{said}, then none: {ticks.reason}"
+            without = self.without(device, ticks.reason)
+            said = without if said.startswith("0 captured, 0") else f"{said}, then {without}"
         return result, said
+
+    def without(self, device: torch.device, reason: str) -> str:
+        """What the summary says where there are none.
+
+        Raises:
+            CaptureError: They are on.
+            ValueError: Likewise, where there can be none.
+        """
+        if not self._there(device):
+            return ""
+        if self.setting == "on":
+            raise CaptureError(f"enable: graphs='on' and there are none: {reason}")
+        return f"none: {reason}"
 
     def _there(self, device: torch.device) -> bool:
         there = self.device is not None or device.type == "cuda"
@@ -116,10 +127,6 @@ class PipelineGraphs:
                 "'auto' runs without graphs elsewhere"
             )
         return there and self.setting != "off"
-
-    def _raise_if_on(self, reason: str) -> None:
-        if self.setting == "on":
-            raise CaptureError(f"enable: graphs='on' and there are none: {reason}")
 
     def _begin(self, networks: Sequence[Any], sizing: dict[str, Any]) -> str:
         """The engine and the graphs for what comes; why there are none, if so."""
@@ -175,7 +182,7 @@ def _reason_against(denoiser: RecordedDenoiser, networks: Sequence[Any]) -> str:
     if config.backend() == "reference":
         return "the reference backend of the kernels reads coefficients on the host"
     if any(call.arguments.whole for step in denoiser.steps for call in step.calls):
-        return "the model is compiled, which has graphs of its own (mode='reduce-overhead')"
+        return "the model is compiled, and its guards run on the host"
     if denoiser.mixes is not None:
         return "the guidance is combined element by element, or has more than three branches"
     return next(filter(None, map(obstacle, networks)), "") or ""

@@ -70,7 +70,8 @@ def run_trajectory(
         sizing = _sizing(request, branches, dtype)
         result, said = (graphs or PipelineGraphs("off")).run(request, denoiser, branches, sizing)
     else:
-        result, said = run_on_ranks(ranks, trajectory, request, model, dtype), ""
+        result = run_on_ranks(ranks, trajectory, request, model, dtype)
+        said = "" if graphs is None else graphs.without(start.device, "ranks launch what they run")
     return result, denoiser.ticks + len(steps[0].calls), said
 
 
