@@ -47,9 +47,14 @@ def _kind(leaf: Any, by_entry: bool) -> Hashable:
 
 def kind_of(leaf: Any) -> Hashable:
     """Equal for leaves that are the same to a model: equal values, or the same object."""
-    if isinstance(leaf, _VALUES):
+    if is_value(leaf):
         return ("value", type(leaf), leaf)
     return ("object", id(leaf))
+
+
+def is_value(leaf: Any) -> bool:
+    """Whether it cannot change, and equal ones are the same."""
+    return isinstance(leaf, _VALUES)
 
 
 class Groups:

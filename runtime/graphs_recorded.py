@@ -149,7 +149,11 @@ class Calls:
             told.append([network.tree(lines, places) for network in slot.networks])
         leaves, spec = tree_flatten(told)
         static = [isinstance(leaf, Tensor) for leaf in leaves]
-        values = [_value(leaf) for leaf, filled in zip(leaves, static, strict=True) if not filled]
+        values = [
+            leaf if isinstance(leaf, FromHelper) else kind_of(leaf)
+            for leaf, filled in zip(leaves, static, strict=True)
+            if not filled
+        ]
         slots = [(s.branches, *(network.key for network in s.networks)) for s in self.slots]
         key = (str(spec), *values, *slots)
         return Inputs(leaves, spec, static, key, self._call(tick.state.dtype))
@@ -191,10 +195,6 @@ def _make(
     args, kwargs, around, times = tree
     filled = replace(shell, args=args, kwargs=kwargs, around=around, batch=len(x))
     return filled.make(x, None if times is None else times[j], helped)
-
-
-def _value(leaf: Any) -> Hashable:
-    return leaf if isinstance(leaf, FromHelper) else kind_of(leaf)
 
 
 class RecordedTicks:

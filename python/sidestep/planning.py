@@ -252,7 +252,7 @@ def check(
         time_calls()
         plain += clock(generate) / rounds
         time_calls()
-        with enable(pipe, method) as handle:
+        with enable(pipe, method, graphs="off") as handle:
             parallel += clock(generate) / rounds
             summary = handle.summary()
     latency, bounds = latency_of(times), method.bounds(candidate.steps)

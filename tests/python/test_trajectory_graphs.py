@@ -151,6 +151,17 @@ def test_another_size_and_back() -> None:
     assert recorder.synchronized >= 2  # nothing may run in what is freed
 
 
+def test_inference_mode_in_between() -> None:
+    pipe, other = elementwise(), elementwise()
+    with enable(pipe, EXACT) as handle, enable(other, EXACT):
+        graphed(handle)
+        for prompt in (1, 2, 3, 4):
+            with torch.inference_mode(prompt == 3):
+                made, expected = (generate(one, [prompt], steps=6) for one in (pipe, other))
+            assert torch.equal(made, expected)
+        assert counts(handle)[1] > 0
+
+
 def test_disable_lets_go_of_everything() -> None:
     import gc
     import weakref

@@ -1,4 +1,4 @@
-"""Pipelines on a real GPU: with CUDA graphs the pictures of the eager driver, prompt after prompt."""
+"""Pipelines on a real GPU: the pictures with CUDA graphs are those of the eager driver."""
 
 from __future__ import annotations
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from graph_recorder import Recorder
@@ -180,6 +181,21 @@ def test_what_a_replay_would_leave_out(change: Any, reason: str) -> None:
         assert torch.equal(generate(pipe, [1], steps=8), expected)
         assert handle.summary().graphs.startswith(f"none: {reason}")
         assert not recorder.warmed
+
+
+def test_an_argument_that_may_change_unseen() -> None:
+    pipe = elementwise()
+    scales = np.ones(3)
+    with enable(pipe, EXACT) as handle:
+        recorder = graphed(handle)
+        generate(pipe, [1], steps=8, cross_attention_kwargs={"scales": scales})
+        assert handle.summary().graphs == (
+            "none: an argument of the model holds a ndarray, which a replay does not read"
+        )
+        generate(pipe, [1], steps=8, cross_attention_kwargs={"scales": [1.0, 1.0]})
+        captured = len(recorder.captured)
+        generate(pipe, [1], steps=8, cross_attention_kwargs={"scales": [1.0, 0.5]})
+        assert len(recorder.captured) > captured > 0  # numbers are of the key
 
 
 def test_the_reference_backend(monkeypatch: pytest.MonkeyPatch) -> None:

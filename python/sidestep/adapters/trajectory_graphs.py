@@ -10,11 +10,14 @@ from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from sidestep.adapters.capture import network_of
 from sidestep.kernels import config
-from sidestep.runtime.denoisers import RecordedDenoiser
+from sidestep.runtime.denoisers import FromHelper, RecordedArguments, RecordedDenoiser
 from sidestep.runtime.engine import Engine, Request, Result
+from sidestep.runtime.engine_conditioning import is_value
 from sidestep.runtime.graphs import CaptureError, TickGraphs
 from sidestep.runtime.graphs_device import CudaGraphs, Graph, GraphDevice
 from sidestep.runtime.graphs_model import State, difference, obstacle, settings, state_of
@@ -166,32 +169,38 @@ def _run(engine: Engine, request: Request, ticks: RecordedTicks) -> Result:
     return result
 
 
+def _arguments(denoiser: RecordedDenoiser) -> list[RecordedArguments]:
+    """Of all calls, those of helpers too, each once."""
+    made = [m for step in denoiser.steps for call in step.calls for m in (call, *call.helpers)]
+    return list({id(call.arguments): call.arguments for call in made}.values())
+
+
 def _networks(denoiser: RecordedDenoiser) -> list[Any]:
     """All that the steps call, each once."""
-    found = {}
-    for step in denoiser.steps:
-        for call in step.calls:
-            for made in (call, *call.helpers):
-                network = network_of(made.arguments.model)
-                found[id(network)] = network
-    return list(found.values())
+    found = [network_of(arguments.model) for arguments in _arguments(denoiser)]
+    return list({id(network): network for network in found}.values())
 
 
 def _reason_against(denoiser: RecordedDenoiser, networks: Sequence[Any]) -> str:
     """Why nothing is captured; empty where nothing speaks against it."""
     if config.backend() == "reference":
         return "the reference backend of the kernels reads coefficients on the host"
-    if any(call.arguments.whole for step in denoiser.steps for call in step.calls):
-        return "the model is compiled, and its guards run on the host"
     if denoiser.mixes is not None:
         return "the guidance is combined element by element, or has more than three branches"
-    return next(filter(None, map(obstacle, networks)), "") or ""
+    for arguments in _arguments(denoiser):
+        if arguments.whole:
+            return "the model is compiled, and its guards run on the host"
+        for leaf in tree_leaves((arguments.args, arguments.kwargs)):
+            if not (isinstance(leaf, Tensor | FromHelper) or is_value(leaf)):
+                kind = type(leaf).__name__
+                return f"an argument of the model holds a {kind}, which a replay does not read"
+    return next(filter(None, map(obstacle, networks)), "")
 
 
 def _state(networks: Sequence[Any]) -> State:
     state = settings()
-    for network in networks:
-        name = type(network).__name__
+    for i, network in enumerate(networks):
+        name = f"{type(network).__name__}" + (f" {i}" if i else "")
         state[f"{name} (which)"] = id(network)
         state |= {f"{name}.{path}": value for path, value in state_of(network).items()}
     return state
