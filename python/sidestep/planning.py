@@ -215,7 +215,7 @@ def check(
     """Runs an SRDS candidate for one rank, and the plain loop, in turns.
 
     The model calls are timed again in between, so that a machine that has become slower meanwhile
-    is not taken for a wrong prediction.
+    is not taken for a wrong prediction. Like these, the runs do without CUDA graphs.
 
     Args:
         pipe: The pipeline that was measured.

@@ -173,8 +173,8 @@ def test_disable_lets_go_of_everything() -> None:
         generate(pipe, [2], steps=6)
         graphs = handle._driver.graphs
         engine, static = weakref.ref(graphs._engine), weakref.ref(recorder.captured[0].weights)
-        recorder.captured.clear()
-        recorder.warmed.clear()
+        for held in (recorder.captured, recorder.warmed, recorder.pool):
+            held.clear()
     gc.collect()
     assert engine() is None and static() is None
     assert counts(handle)[1] > 0  # the summary stays

@@ -2,6 +2,7 @@
 
 As on a GPU, capturing does nothing but write down (what it wrote to is put back, and what it made
 is poisoned), a replay runs no Python of the caller, and what would wait for the device is refused.
+All graphs share one memory pool: a replay poisons what the others have made.
 """
 
 from __future__ import annotations
@@ -29,8 +30,9 @@ def tensors(tree: Any) -> list[Tensor]:
 class Recording(TorchDispatchMode):
     """The operators of one capture."""
 
-    def __init__(self) -> None:
+    def __init__(self, pool: list[Recording]) -> None:
         super().__init__()
+        self.pool = pool
         self.steps: list[tuple[Any, Any, Any, list[Tensor]]] = []  # made: tensors of its own
         self.before: list[tuple[Tensor, Tensor]] = []
 
@@ -52,11 +54,17 @@ class Recording(TorchDispatchMode):
     def undo(self) -> None:
         for tensor, was in reversed(self.before):
             tensor.copy_(was)
+        self.poison()
+
+    def poison(self) -> None:
         for *_, made in self.steps:
             for tensor in made:
                 tensor.fill_(torch.nan if tensor.is_floating_point() else 0)
 
     def replay(self) -> None:
+        for other in self.pool:
+            if other is not self:
+                other.poison()
         for func, args, kwargs, made in self.steps:
             output = func(*args, **kwargs)
             for static, now in zip(made, tensors(output), strict=False):
@@ -69,6 +77,7 @@ class Recorder:
     def __init__(self) -> None:
         self.warmed: list[Any] = []
         self.captured: list[Any] = []  # the programs
+        self.pool: list[Recording] = []
         self.synchronized = 0
 
     def warm_up(self, call: Callable[[], None]) -> None:
@@ -78,13 +87,14 @@ class Recorder:
     def capture(self, call: Callable[[], None]) -> Recording:
         program = call.__self__  # type: ignore[attr-defined]
         assert any(program is warm for warm in self.warmed)
-        recording = Recording()
+        recording = Recording(self.pool)
         try:
             with recording:
                 call()
         finally:
             recording.undo()
         self.captured.append(program)
+        self.pool.append(recording)
         return recording
 
     def synchronize(self) -> None:
