@@ -72,7 +72,7 @@ class CudaGraphs:
     def _capture(self, call: Callable[[], object], pool: Any = None) -> torch.cuda.CUDAGraph:
         """Not by `torch.cuda.graph`, which leaves the wrong stream behind when a capture fails."""
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.device(self._device), torch.cuda.stream(self._stream):
+        with torch.cuda.device(self._device), torch.cuda.stream(self._stream), _own_workspaces():
             torch.cuda.synchronize()
             graph.capture_begin(pool=pool, capture_error_mode="thread_local")
             try:
@@ -81,9 +81,35 @@ class CudaGraphs:
             except BaseException:
                 with suppress(RuntimeError):  # it says that the capture is broken, which is known
                     graph.capture_end()
+                if pool is not None:
+                    _end_allocations(self._device, pool)
                 raise
             graph.capture_end()
         return graph
+
+
+def _end_allocations(device: torch.device, pool: Any) -> None:
+    """What `capture_end` leaves out in many versions of torch if the capture is broken.
+
+    The allocator would think of it as still going on, and could not wait for memory any more.
+    """
+    names = ("_cuda_endAllocateToPool", "_cuda_endAllocateCurrentStreamToPool")  # 2.8, before it
+    end = next(filter(None, (getattr(torch._C, name, None) for name in names)))
+    with suppress(RuntimeError):  # newer versions have done it
+        end(device.index, pool)
+
+
+@contextmanager
+def _own_workspaces() -> Iterator[None]:
+    """cuBLAS keeps a workspace for each stream, and others may have it let go of all of them.
+
+    What is captured gets one in the graphs' pool, which nobody else is given.
+    """
+    torch._C._cuda_clearCublasWorkspaces()
+    try:
+        yield
+    finally:
+        torch._C._cuda_clearCublasWorkspaces()
 
 
 @contextmanager

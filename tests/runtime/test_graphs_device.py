@@ -80,10 +80,22 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> Cuda:
     for name in ("Stream", "CUDAGraph", "stream", "device", "current_stream", "synchronize"):
         monkeypatch.setattr(torch.cuda, name, getattr(cuda, name))
     monkeypatch.setattr(torch, "zeros", lambda *size, device: zeros(*size))
+
+    def end_pool(index: int, pool: str) -> None:
+        cuda.log.append(f"allocate no more in {pool} of {index}")
+        raise RuntimeError("not currently recording to it")
+
+    monkeypatch.setattr(
+        torch._C, "_cuda_clearCublasWorkspaces", lambda: cuda.log.append("no workspaces")
+    )
+    monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", end_pool)
     return cuda
 
 
-KEEPER = ["wait for the device", "begin in pool 1 on side", "end on side"]
+KEEPER = [
+    "no workspaces", "wait for the device", "begin in pool 1 on side", "end on side",
+    "no workspaces",
+]  # fmt: skip
 
 
 def test_warm_up_and_capture(cuda: Cuda) -> None:
@@ -100,8 +112,7 @@ def test_warm_up_and_capture(cuda: Cuda) -> None:
     for _ in range(2):
         graph = graphs.capture(call)
         assert graph.pool() == "pool 1"
-    steps = ["wait for the device", "begin in pool 1 on side", "call on side, False", "end on side"]
-    assert cuda.log == steps * 2
+    assert cuda.log == [*KEEPER[:3], "call on side, False", *KEEPER[3:]] * 2
     assert cuda.current.name == "current" and torch.is_autocast_cache_enabled()
 
 
@@ -121,6 +132,7 @@ def test_what_fails_leaves_nothing_behind(cuda: Cuda, error: type[BaseException]
     with pytest.raises(error, match="the call's own"):
         graphs.capture(call)
     another = [line.replace("pool 1", "pool 2") for line in KEEPER]
-    assert cuda.log == [*KEEPER[:2], "sync", "end on side", *another]
+    ended = ["sync", "end on side", "allocate no more in pool 1 of 1", "no workspaces"]
+    assert cuda.log == [*KEEPER[:3], *ended, *another]
     assert cuda.current.name == "current" and torch.is_autocast_cache_enabled()
     assert graphs.capture(lambda: None).pool() == "pool 2"

@@ -83,6 +83,28 @@ def test_matrix_products_and_chains() -> None:
     assert_same(results[2], results[0])
 
 
+def test_workspaces_of_libraries_belong_to_the_graphs() -> None:
+    """They can be let go of at any time, as `torch.compile` does."""
+    weight = torch.randn(15, 15, generator=torch.Generator().manual_seed(0)).cuda() / 4
+
+    def model(x: Tensor, t: Tensor, given: Any) -> Tensor:
+        return (x.flatten(1) @ weight).tanh().view_as(x)
+
+    results = []
+    request = there(Request(plan_of("ddim", 12), latents(0, 4), conditioning(0, 4, 1)))
+    for graphs in ("off", "on"):
+        engine = Engine(SHAPE, capacity=4, buckets=(4,), device="cuda")
+        engine.submit(request)
+        around = EngineLoop(engine, model, graphs=graphs, chain=1)
+        while around.tick():
+            torch._C._cuda_clearCublasWorkspaces()
+            taken = [torch.full((n,), torch.nan, device="cuda") for n in (1 << 20, 1 << 23)]
+            for tensor in taken:
+                assert bool(tensor.isnan().all())
+        results.append(engine.results())
+    assert_same(results[1], results[0])
+
+
 def test_a_replay_allocates_no_more_than_its_conditioning() -> None:
     engine = Engine(SHAPE, capacity=4, buckets=(4,), device="cuda")
     around = EngineLoop(engine, Model(), graphs="on", chain=1)
