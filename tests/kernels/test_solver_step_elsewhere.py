@@ -59,5 +59,6 @@ def test_latents_move_once_in_128_bits(
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine")
 @pytest.mark.parametrize("backends", ["triton", "reference", "native"])
 def test_on_a_gpu(backends: str) -> None:
-    files = [*SHARED_TESTS, "test_solver_step_operator.py", "gpu_solver_step.py"]
+    more = ("test_solver_step_operator.py", "test_solver_step_prepared.py", "gpu_solver_step.py")
+    files = [*SHARED_TESTS, *more]
     run_tests_on_a_gpu(*files, backends=backends)

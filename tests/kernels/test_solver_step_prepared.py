@@ -22,8 +22,8 @@ def _stacked(a: Arguments) -> Tensor:  # [G * rows, D], as a pipeline's model re
 
 @pytest.mark.parametrize("case", value_cases(), ids=str)
 def test_is_the_operator(backend: str, device: str, case: Case) -> None:
-    expected = case.arguments()
-    got = expected.copy(device)
+    expected = case.arguments().copy(device)
+    got = expected.copy()
     kernels.solver_step(*expected)
     _prepare(got)(_stacked(got), got.noise, got.model_input)
     for name in ("registers", "model_input", "stats"):
