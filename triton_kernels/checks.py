@@ -2,22 +2,23 @@
 
 What bears an operator's name reads no addresses, so it also runs on the fake tensors of
 `torch.compile`. A good call passes through it in a few microseconds: each property of a tensor is
-read once, and what is wrong is only found out, by `_refuse`, when something is.
+read once, and what is wrong is only found out, by `refuse`, when something is.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import NoReturn
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from sidestep.kernels.refusals import check, refuse, refuse_overlap, refuse_shape
+
 MAX_REGISTERS = 6
 MAX_BRANCHES = 3
 MODEL_DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
+MODEL_DTYPE_NAMES = "float32, float16 or bfloat16"
 
-_MODEL_DTYPE_NAMES = "float32, float16 or bfloat16"
 _OUTPUT_NAMES = ("outputs[0]", "outputs[1]", "outputs[2]")
 _FP32, _INT64 = torch.float32, torch.int64
 
@@ -53,11 +54,11 @@ def solver_step(
     """
     of_registers, of_step, of_table = registers.shape, step.shape, table.shape
     if len(of_registers) != 3 or not 1 <= of_registers[1] <= MAX_REGISTERS:
-        _refuse_shape(
+        refuse_shape(
             "solver_step", "registers", registers, f"[slots, R, D] with R in 1..{MAX_REGISTERS}"
         )
     if len(of_step) != 1:
-        _refuse_shape("solver_step", "step", step, "[rows]")
+        refuse_shape("solver_step", "step", step, "[rows]")
     slots, R, D = of_registers
     rows, K, G = of_step[0], of_table[0] if of_table else 0, len(outputs)
     if not 1 <= G <= MAX_BRANCHES:
@@ -68,10 +69,10 @@ def solver_step(
         )
     width = (R + 1) * (R + 2) + 1
     if K < 1:
-        _refuse_shape("solver_step", "table", table, f"[K, {width}] with K at least 1")
+        refuse_shape("solver_step", "table", table, f"[K, {width}] with K at least 1")
     dtype, on_cpu = outputs[0].dtype, registers.is_cpu
     if dtype not in MODEL_DTYPES:
-        raise TypeError(f"solver_step: outputs[0] has dtype {dtype}, expected {_MODEL_DTYPE_NAMES}")
+        raise TypeError(f"solver_step: outputs[0] has dtype {dtype}, expected {MODEL_DTYPE_NAMES}")
     for name, tensor, shape, wanted in (
         ("registers", registers, of_registers, _FP32),
         ("weights", weights, (rows, G), _FP32),
@@ -90,7 +91,7 @@ def solver_step(
             or not (on_cpu or tensor.device == registers.device)
             or not tensor.is_contiguous()
         ):
-            _refuse("solver_step", name, tensor, shape, wanted, "registers", registers.device)
+            refuse("solver_step", name, tensor, shape, wanted, "registers", registers.device)
     return slots, R, D, rows, K
 
 
@@ -113,7 +114,7 @@ def solver_step_overlap(
     written = {"registers": registers, "model_input": model_input, "stats": stats}
     read = {"weights": weights, "noise": noise, "table": table, "step": step, "slot": slot}
     read |= dict(zip(_OUTPUT_NAMES, outputs, strict=False))
-    _refuse_overlap("solver_step", written, read)
+    refuse_overlap("solver_step", written, read)
 
 
 def solver_step_rows(
@@ -157,8 +158,8 @@ def difference_gram(
     """
     shape, most = new.shape, MAX_REGISTERS + 1
     if len(shape) != 3 or not 1 <= shape[1] <= most:
-        _refuse_shape("difference_gram", "new", new, f"[n, V, D] with V in 1..{most}")
-    _check("difference_gram", {"new": (new, shape), "old": (old, shape)})
+        refuse_shape("difference_gram", "new", new, f"[n, V, D] with V in 1..{most}")
+    check("difference_gram", {"new": (new, shape), "old": (old, shape)})
     return shape[0], shape[1], shape[2]
 
 
@@ -178,9 +179,9 @@ def parareal_correct_(
     shape = boundary.shape
     if len(shape) != 3 or not 1 <= shape[1] <= MAX_REGISTERS:
         expected = f"[n, R, D] with R in 1..{MAX_REGISTERS}"
-        _refuse_shape("parareal_correct_", "boundary", boundary, expected)
+        refuse_shape("parareal_correct_", "boundary", boundary, expected)
     n, R, D = shape
-    _check(
+    check(
         "parareal_correct_",
         {
             "boundary": (boundary, shape),
@@ -206,60 +207,4 @@ def parareal_correct_overlap(
         ValueError: boundary overlaps another argument.
     """
     read = {"fine": fine, "new": new, "old": old, "coefficients": coefficients}
-    _refuse_overlap("parareal_correct_", {"boundary": boundary}, read)
-
-
-def _check(operation: str, tensors: dict[str, tuple[Tensor, tuple[int, ...]]]) -> None:
-    """Refuses what is not contiguous fp32 of its shape, on the device of the first."""
-    like = next(iter(tensors))
-    device = tensors[like][0].device
-    for name, (tensor, shape) in tensors.items():
-        if (
-            tensor.shape != shape
-            or tensor.dtype is not _FP32
-            or tensor.device != device
-            or not tensor.is_contiguous()
-        ):
-            _refuse(operation, name, tensor, shape, _FP32, like, device)
-
-
-def _refuse_overlap(
-    operation: str, written: Mapping[str, Tensor | None], read: Mapping[str, Tensor | None]
-) -> None:
-    spans = [
-        (name, tensor.data_ptr(), tensor.data_ptr() + tensor.nbytes)
-        for name, tensor in [*written.items(), *read.items()]
-        if tensor is not None and tensor.nbytes > 0
-    ]
-    for i, (name, start, end) in enumerate(spans):
-        for other, other_start, other_end in spans[i + 1 :]:
-            if name in written and start < other_end and other_start < end:
-                raise ValueError(
-                    f"{operation}: {name} overlaps {other} in memory, expected separate tensors"
-                )
-
-
-def _refuse(
-    operation: str,
-    name: str,
-    tensor: Tensor,
-    shape: tuple[int, ...],
-    dtype: torch.dtype,
-    like: str,
-    device: torch.device,
-) -> NoReturn:
-    if tensor.shape != shape:
-        _refuse_shape(operation, name, tensor, str(list(shape)))
-    if tensor.dtype is not dtype:
-        raise TypeError(f"{operation}: {name} has dtype {tensor.dtype}, expected {dtype}")
-    if tensor.device != device:
-        raise ValueError(
-            f"{operation}: {name} is on {tensor.device}, expected {device} like {like}"
-        )
-    raise ValueError(
-        f"{operation}: {name} has strides {list(tensor.stride())}, expected a contiguous tensor"
-    )
-
-
-def _refuse_shape(operation: str, name: str, tensor: Tensor, expected: str) -> NoReturn:
-    raise ValueError(f"{operation}: {name} has shape {list(tensor.shape)}, expected {expected}")
+    refuse_overlap("parareal_correct_", {"boundary": boundary}, read)

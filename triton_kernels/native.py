@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from sidestep.kernels import checks
+from sidestep.kernels import checks, checks_exits
 from sidestep.kernels.errors import BackendUnavailable
 from sidestep.kernels.workspace import scratch
 
@@ -93,6 +94,79 @@ def parareal_correct_(
     else:
         _run_cuda("parareal_correct", arguments, (n, D), boundary.device)
     return residual
+
+
+def exit_score(
+    hidden: Tensor,  # [B, N, D] model dtype
+    probe: Tensor,  # [k, D] fp32
+    bias: Tensor,  # [B, k] fp32
+    normalize: bool = True,
+    sigmoid: bool = True,
+    eps: float = 1e-6,
+) -> Tensor:  # [B, k] fp32
+    """The exit score, on the CPU."""
+    B, N, D, k = checks_exits.exit_score(hidden, probe, bias)
+    _check_cpu("exit_score", hidden)
+    score = bias.new_empty((B, k))
+    _native.exit_score(
+        *[tensor.data_ptr() for tensor in (hidden, probe, bias, score)],
+        B,
+        N,
+        D,
+        hidden.stride(0),
+        hidden.stride(1),
+        k,
+        _DTYPES[hidden.dtype],
+        normalize,
+        sigmoid,
+        eps,
+    )
+    return score
+
+
+def exit_decide(
+    score: Tensor,  # [n] fp32
+    limit: Tensor,  # [n] fp32
+    group: Tensor | None = None,  # [n] int64
+) -> tuple[Tensor, Tensor]:  # [n] int64, [1] int64
+    """Who leaves, on the CPU."""
+    n = checks_exits.exit_decide(score, limit, group)
+    _check_cpu("exit_decide", score)
+    order = score.new_empty(n, dtype=torch.int64)
+    kept = score.new_empty(1, dtype=torch.int64)
+    _native.exit_decide(
+        score.data_ptr(),
+        limit.data_ptr(),
+        0 if group is None else group.data_ptr(),
+        order.data_ptr(),
+        kept.data_ptr(),
+        n,
+    )
+    return order, kept
+
+
+def exit_compact_(
+    hidden: Tensor,  # [n, ...] model dtype, written
+    out: Tensor,  # [B, ...] model dtype, written
+    order: Tensor,  # [n] int64
+    kept: Tensor,  # [1] int64
+    place: Tensor,  # [n] int64
+) -> None:
+    """Moves the rows, on the CPU."""
+    tensors = (hidden, out, order, kept, place)
+    n, places = checks_exits.exit_compact_(*tensors)
+    _check_cpu("exit_compact_", hidden)
+    row_bytes = math.prod(hidden.shape[1:]) * hidden.element_size()
+    _native.exit_compact(*[tensor.data_ptr() for tensor in tensors], n, places, row_bytes)
+
+
+def _check_cpu(operation: str, tensor: Tensor) -> None:
+    """Refuses another device for the operators that are not written in CUDA C++."""
+    if not tensor.is_cpu:
+        raise BackendUnavailable(
+            f"{operation}: the native library has no CUDA kernel for it; use "
+            "SIDESTEP_KERNELS=triton"
+        )
 
 
 def _run_cuda(

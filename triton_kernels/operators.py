@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sidestep.kernels import checks, config
+from sidestep.kernels import checks, checks_exits, config
 from sidestep.kernels.errors import BackendUnavailable
 
 SCHEMAS = {
@@ -27,6 +27,14 @@ SCHEMAS = {
     "parareal_correct_": (
         "(Tensor(a!) boundary, Tensor fine, Tensor new, Tensor old, Tensor coefficients) -> Tensor"
     ),
+    "exit_score": (
+        "(Tensor hidden, Tensor probe, Tensor bias, bool normalize=True, bool sigmoid=True, "
+        "float eps=1e-6) -> Tensor"
+    ),
+    "exit_decide": "(Tensor score, Tensor limit, Tensor? group=None) -> (Tensor, Tensor)",
+    "exit_compact_": (
+        "(Tensor(a!) hidden, Tensor(b!) out, Tensor order, Tensor kept, Tensor place) -> ()"
+    ),
 }
 
 _AUTO = {"cpu": "native", "cuda": "triton"}
@@ -34,6 +42,9 @@ _TRITON = {  # the module of each operator's Triton kernel
     "solver_step": "solver_step_triton",
     "difference_gram": "parareal_triton",
     "parareal_correct_": "parareal_triton",
+    "exit_score": "exit_score_triton",
+    "exit_decide": "exit_compact_triton",
+    "exit_compact_": "exit_compact_triton",
 }
 _library = torch.library.Library("sidestep", "DEF")
 _loaded: dict[tuple[str, str, str], Callable[..., Any]] = {}
@@ -166,6 +177,123 @@ def parareal_correct_(
     return _backend("parareal_correct_", boundary)(*arguments)
 
 
+def exit_score(
+    hidden: Tensor,  # [B, N, D] fp32 | fp16 | bf16
+    probe: Tensor,  # [k, D] fp32
+    bias: Tensor,  # [B, k] fp32
+    normalize: bool = True,
+    sigmoid: bool = True,
+    eps: float = 1e-6,
+) -> Tensor:  # [B, k] fp32
+    """How certain each row's hidden state is, by k linear probes, in one pass over memory.
+
+    AdaDiff's uncertainty estimation module; time enters through the bias of each row:
+
+        z[b, n, j]   = probe_j . LN(h[b, n]) + bias[b, j]
+                     = rstd_bn (probe_j . (h[b, n] - mu_bn)) + bias[b, j]
+        result[b, j] = mean_n sigmoid(z[b, n, j])
+
+    LN is without affine. It is never formed: its scale is taken out of the inner product, its mean
+    is taken off before, so a large mean costs no digits. Products and the sums of up to 1024
+    elements are fp32 (in the reference float64). A row's result does not depend, to the last bit,
+    on the other rows or on how many there are; backends differ by the order of their sums. There
+    is no backward.
+
+    Args:
+        hidden: Tokens of every row, D in 1..16384. Rows and tokens may lie at any stride (image
+            tokens are a slice of all tokens); the elements of a token are adjacent.
+        probe: The probes.
+        bias: What is added for each row and probe: for AdaDiff v_j . temb + b_j.
+        normalize: LN; without it mu is 0 and rstd 1, as in AdaDiff's released code.
+        sigmoid: Without it the mean of z itself.
+        eps: Of LN, in 1 / sqrt(var + eps).
+
+    Returns:
+        The scores; zeros if N is 0.
+
+    Raises:
+        ValueError: A shape, device or layout is wrong.
+        TypeError: A dtype is wrong.
+        BackendUnavailable: The backend chosen by `SIDESTEP_KERNELS` cannot run here.
+    """
+    if is_watched(hidden):
+        run = torch.ops.sidestep.exit_score.default
+        return run(hidden, probe, bias, normalize, sigmoid, eps)
+    return _backend("exit_score", hidden)(hidden, probe, bias, normalize, sigmoid, eps)
+
+
+def exit_decide(
+    score: Tensor,  # [n] fp32
+    limit: Tensor,  # [n] fp32
+    group: Tensor | None = None,  # [n] int64
+) -> tuple[Tensor, Tensor]:  # [n] int64, [1] int64
+    """Which rows leave the network here, and how those that stay close up.
+
+    A row leaves if score <= limit holds for it and for every row of its group. NaN stays. (Rows
+    that share one damage, as guidance branches do, are given the same score.)
+
+    Args:
+        score: Uncertainty or predicted damage of each row; smaller is better.
+        limit: What each row may have.
+        group: Rows with the same number, in 0..n-1, decide jointly: guidance pairs. None: every
+            row for itself.
+
+    Returns:
+        order and kept, a single number. order[kept:] are the rows that leave, ascending.
+        order[p], for p < kept, is the row that moves to position p: p itself if it stays; the
+        holes, ascending, take the rows from position kept on that stay, ascending. `tensor[order]`
+        so reorders whatever else has a row for each row; kept is the one value a host has to read.
+
+    Raises:
+        ValueError: A shape, device or layout is wrong; on the CPU also a group out of range. (On
+            CUDA, where nothing can be checked without a sync, such a row stays.)
+        TypeError: A dtype is wrong.
+        BackendUnavailable: The backend chosen by `SIDESTEP_KERNELS` cannot run here.
+    """
+    if is_watched(score):
+        return torch.ops.sidestep.exit_decide.default(score, limit, group)
+    return _backend("exit_decide", score)(score, limit, group)
+
+
+def exit_compact_(
+    hidden: Tensor,  # [n, ...] fp32 | fp16 | bf16, written
+    out: Tensor,  # [B, ...] the dtype of hidden, written
+    order: Tensor,  # [n] int64
+    kept: Tensor,  # [1] int64
+    place: Tensor,  # [n] int64
+) -> None:
+    """Moves the rows that leave to their place, and closes up those that stay, in place.
+
+        out[place[r]] = hidden[r]            for every r in order[kept:]
+        hidden[:kept] = hidden[order[:kept]]
+
+    Only rows that leave and rows that fill their holes are read or written: min(kept, n - kept)
+    copies beside the n - kept to `out`, where a gather makes `kept` and a new tensor. What lies in
+    hidden[kept:] afterwards is undefined. The caller must own `hidden`: a tensor that others still
+    read, like a long skip connection's, is gathered instead, by `tensor[order[:kept]]`. There is no
+    backward.
+
+    Args:
+        hidden: The rows.
+        out: Where those that leave go.
+        order: From `exit_decide`.
+        kept: From `exit_decide`.
+        place: The row of `out` that belongs to each row of `hidden`, all different.
+
+    Raises:
+        ValueError: A shape, device or layout is wrong, or a written tensor overlaps another; on the
+            CPU also order and kept that `exit_decide` does not return, and a place out of range or
+            given twice. (On CUDA nothing can be checked without a sync: a row out of range is not
+            moved.)
+        TypeError: A dtype is wrong.
+        BackendUnavailable: The backend chosen by `SIDESTEP_KERNELS` cannot run here.
+    """
+    if is_watched(hidden):
+        torch.ops.sidestep.exit_compact_.default(hidden, out, order, kept, place)
+    else:
+        _backend("exit_compact_", hidden)(hidden, out, order, kept, place)
+
+
 def is_watched(tensor: Tensor) -> bool:
     """Whether a compiler, tracer, profiler or tensor subclass must see this call."""
     return (
@@ -227,10 +355,29 @@ def _parareal_correct_fake(boundary: Tensor, *read: Tensor) -> Tensor:
     return boundary.new_empty((n, 2))
 
 
+def _exit_score_fake(hidden: Tensor, probe: Tensor, bias: Tensor, *rest: Any) -> Tensor:
+    B, _, _, k = checks_exits.exit_score(hidden, probe, bias)
+    return bias.new_empty((B, k))
+
+
+def _exit_decide_fake(
+    score: Tensor, limit: Tensor, group: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    n = checks_exits.exit_decide(score, limit, group)
+    return score.new_empty(n, dtype=torch.int64), score.new_empty(1, dtype=torch.int64)
+
+
+def _exit_compact_fake(*arguments: Tensor) -> None:
+    checks_exits.exit_compact_(*arguments)
+
+
 _FAKES: dict[str, Callable[..., Any]] = {
     "solver_step": _solver_step_fake,
     "difference_gram": _difference_gram_fake,
     "parareal_correct_": _parareal_correct_fake,
+    "exit_score": _exit_score_fake,
+    "exit_decide": _exit_decide_fake,
+    "exit_compact_": _exit_compact_fake,
 }
 
 for _name, _schema in SCHEMAS.items():

@@ -16,6 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from sidestep.kernels import checks
+from sidestep.kernels.triton_finish import finish
 from sidestep.kernels.triton_launch import check_device, check_version
 from sidestep.kernels.workspace import scratch
 
@@ -51,7 +52,7 @@ def difference_gram_kernel(
             tl.store(to + i * V + j, product)
             if i != j:
                 tl.store(to + j * V + i, product)
-    _finish(gram, sums, arrivals, row, blocks, 1, V * V, BLOCK)
+    finish(gram, sums, arrivals, row, blocks, 1, V * V, BLOCK)
 
 
 @triton.jit
@@ -94,7 +95,7 @@ def parareal_correct_kernel(
     to = sums + (row * blocks + block) * 2
     tl.store(to, tl.sum(change, 0))
     tl.store(to + 1, tl.sum(size, 0))
-    _finish(residual, sums, arrivals, row, blocks, D, 2, BLOCK)
+    finish(residual, sums, arrivals, row, blocks, D, 2, BLOCK)
 
 
 @triton.jit
@@ -125,27 +126,6 @@ def _correction(coefficients, deltas, columns: tl.constexpr):
         term = tl.where(deltas[j] != 0, c * deltas[j], zero)
         total = tl.where(c != 0, total + term, total)
     return total
-
-
-@triton.jit
-def _finish(out, sums, arrivals, row, blocks, size, count: tl.constexpr, BLOCK: tl.constexpr):
-    """out[row] = the row's sums over its blocks / size, in float64, by the last block to arrive."""
-    tl.debug_barrier()
-    if tl.atomic_add(arrivals + row, 1, sem="acq_rel", scope="gpu") == blocks - 1:
-        WIDTH: tl.constexpr = triton.next_power_of_2(count)
-        HEIGHT: tl.constexpr = BLOCK // WIDTH
-        k = tl.arange(0, WIDTH)[None, :]
-        totals = tl.zeros([HEIGHT, WIDTH], tl.float64)
-        for first in range(0, blocks, HEIGHT):
-            b = first + tl.arange(0, HEIGHT)[:, None]
-            at = sums + (row * blocks + b) * count + k
-            # .cg: the other blocks' sums are in L2, never in this multiprocessor's L1.
-            some = tl.load(at, (b < blocks) & (k < count), other=0.0, cache_modifier=".cg")
-            totals += some.to(tl.float64)
-        k = tl.arange(0, WIDTH)
-        result = tl.sum(totals, 0) / tl.cast(size, tl.float64)
-        tl.store(out + row * count + k, result.to(tl.float32), mask=k < count)
-        tl.store(arrivals + row, 0)
 
 
 def difference_gram(

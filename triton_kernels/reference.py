@@ -10,8 +10,9 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
-from sidestep.kernels import checks
+from sidestep.kernels import checks, checks_exits
 
 
 def solver_step(
@@ -112,6 +113,70 @@ def parareal_correct_(
             residual[row, 0] = (boundary[row, 0] - before).double().square().mean()
             residual[row, 1] = boundary[row, 0].double().square().mean()
     return residual
+
+
+def exit_score(
+    hidden: Tensor,  # [B, N, D] model dtype
+    probe: Tensor,  # [k, D] fp32
+    bias: Tensor,  # [B, k] fp32
+    normalize: bool = True,
+    sigmoid: bool = True,
+    eps: float = 1e-6,
+) -> Tensor:  # [B, k] fp32
+    """The exit score of every row, in float64; see `sidestep.kernels.exit_score`."""
+    B, N, D, k = checks_exits.exit_score(hidden, probe, bias)
+    score = bias.new_zeros((B, k))
+    for row in range(B if N > 0 else 0):
+        h = hidden[row].double()  # [N, D]
+        if normalize:
+            h = functional.layer_norm(h, (D,), eps=eps)
+        logits = h @ probe.double().T + bias[row].double()  # [N, k]
+        score[row] = (logits.sigmoid() if sigmoid else logits).mean(0)
+    return score
+
+
+def exit_decide(
+    score: Tensor,  # [n] fp32
+    limit: Tensor,  # [n] fp32
+    group: Tensor | None = None,  # [n] int64
+) -> tuple[Tensor, Tensor]:  # [n] int64, [1] int64
+    """Who leaves, and the order of the rest; see `sidestep.kernels.exit_decide`.
+
+    On CUDA a row whose group is out of range stays.
+    """
+    n = checks_exits.exit_decide(score, limit, group)
+    if score.is_cpu:
+        checks_exits.exit_decide_values(group)
+    groups = list(range(n)) if group is None else group.tolist()
+    certain = (score <= limit).tolist()
+    stay = {g for g, sure in zip(groups, certain, strict=True) if not sure or not 0 <= g < n}
+    staying = [r for r in range(n) if groups[r] in stay]
+    leaving = [r for r in range(n) if groups[r] not in stay]
+    kept = len(staying)
+    tail = iter([r for r in staying if r >= kept])
+    order = [p if groups[p] in stay else next(tail) for p in range(kept)]
+    return (
+        torch.tensor([*order, *leaving], dtype=torch.int64, device=score.device),
+        torch.tensor([kept], device=score.device),
+    )
+
+
+def exit_compact_(
+    hidden: Tensor,  # [n, ...] model dtype, written
+    out: Tensor,  # [B, ...] model dtype, written
+    order: Tensor,  # [n] int64
+    kept: Tensor,  # [1] int64
+    place: Tensor,  # [n] int64
+) -> None:
+    """Moves the rows; see `sidestep.kernels.exit_compact_`."""
+    _, places = checks_exits.exit_compact_(hidden, out, order, kept, place)
+    checks_exits.exit_compact_overlap(hidden, out, order, kept, place)
+    if hidden.is_cpu:
+        checks_exits.exit_compact_values(order, kept, place, places)
+    stay = int(kept)
+    for r in order[stay:].tolist():
+        out[place[r]] = hidden[r]
+    hidden[:stay] = hidden[order[:stay]]
 
 
 def difference(

@@ -4,6 +4,7 @@
 #include <string>
 
 #include "bindings/call.h"
+#include "bindings/exits.h"
 #include "bindings/parareal.h"
 #include "bindings/parareal_kernels.h"
 #include "bindings/scheduler.h"
@@ -99,6 +100,7 @@ PYBIND11_MODULE(_native, m) {
   m.def("simd", [] { return sidestep::simd().name; });
   m.def("build_info", &build_info, "What was built: version, compiler, cuda, simd.");
   bind_parareal_kernels(m);
+  bind_exits(m);
   bind_scheduler(m);
   bind_parareal(m);
 }

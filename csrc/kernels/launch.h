@@ -1,9 +1,12 @@
-// The launchers of the operators and the checks they share.
+// The launchers of the operators and the checks they share. (Those of the exits, which no embedder
+// and no CUDA C++ needs so far, are declared beside their arguments.)
 #pragma once
 
 #include <cstdint>
 
 #include "core/status.h"
+#include "kernels/exit_compact.h"
+#include "kernels/exit_score.h"
 #include "sidestep/sidestep.h"
 
 namespace sidestep {

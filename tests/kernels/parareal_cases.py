@@ -88,7 +88,7 @@ def guarded(tensor: Tensor, offset: int = 0) -> Tensor:
 def surroundings_are_untouched(tensor: Tensor) -> bool:
     """Whether the memory around a guarded tensor is still NaN."""
     start = tensor.storage_offset()
-    memory = torch.empty(0, device=tensor.device).set_(tensor.untyped_storage())
+    memory = torch.empty(0, dtype=tensor.dtype, device=tensor.device).set_(tensor.untyped_storage())
     around = torch.cat([memory[:start], memory[start + tensor.numel() :]])
     return around.numel() == 2 * GUARD and bool(around.isnan().all())
 

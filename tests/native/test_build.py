@@ -67,7 +67,7 @@ def test_the_extension_needs_neither_torch_nor_cuda() -> None:
     assert not [name for name in libraries if re.search("torch|cud|c10|python", name)]
 
 
-@pytest.mark.parametrize("operator", ["solver_step", "parareal"])
+@pytest.mark.parametrize("operator", ["solver_step", "parareal", "exit_score"])
 @pytest.mark.parametrize("simd", ["avx2", "avx512"])
 def test_no_function_of_one_instruction_set_can_stand_for_another(simd: str, operator: str) -> None:
     # A weak symbol compiled for AVX could be the copy that the linker keeps for every processor.

@@ -1,4 +1,4 @@
-// The model's dtypes for one instruction set; included by solver_step_block.h, like lanes.h.
+// The model's dtypes for one instruction set; included by *_block.h, like lanes.h.
 #pragma once
 
 #include "kernels/cpu/dtype.h"
@@ -13,10 +13,10 @@ typedef uint16_t HalfVec __attribute__((vector_size(2 * SIDESTEP_WIDTH)));
 
 // ---- halves, one or kWidth at a time ----
 
-float widen_float16(uint16_t half) { return float16_to_float(half); }
-float widen_bfloat16(uint16_t half) { return bfloat16_to_float(half); }
-uint16_t narrow_float16(float value) { return float_to_float16(value); }
-uint16_t narrow_bfloat16(float value) { return float_to_bfloat16(value); }
+SIDESTEP_HOST_DEVICE float widen_float16(uint16_t half) { return float16_to_float(half); }
+SIDESTEP_HOST_DEVICE float widen_bfloat16(uint16_t half) { return bfloat16_to_float(half); }
+SIDESTEP_HOST_DEVICE uint16_t narrow_float16(float value) { return float_to_float16(value); }
+SIDESTEP_HOST_DEVICE uint16_t narrow_bfloat16(float value) { return float_to_bfloat16(value); }
 
 #if SIDESTEP_WIDTH == 16 && defined(__AVX512F__)
 

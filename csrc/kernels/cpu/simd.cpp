@@ -25,10 +25,12 @@ bool has_avx512() { return has_avx2() && __builtin_cpu_supports("avx512f"); }
 
 constexpr Simd kSimd[] = {
 #ifdef SIDESTEP_X86
-    {"avx512", avx512::step_chunk, avx512::gram_chunk, avx512::correct_chunk, has_avx512},
-    {"avx2", avx2::step_chunk, avx2::gram_chunk, avx2::correct_chunk, has_avx2},
+    {"avx512", avx512::step_chunk, avx512::gram_chunk, avx512::correct_chunk, avx512::score_chunk,
+     has_avx512},
+    {"avx2", avx2::step_chunk, avx2::gram_chunk, avx2::correct_chunk, avx2::score_chunk, has_avx2},
 #endif
-    {"scalar", scalar::step_chunk, scalar::gram_chunk, scalar::correct_chunk, [] { return true; }},
+    {"scalar", scalar::step_chunk, scalar::gram_chunk, scalar::correct_chunk, scalar::score_chunk,
+     [] { return true; }},
 };
 
 const Simd* best() {

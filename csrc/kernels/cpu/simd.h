@@ -2,6 +2,7 @@
 #pragma once
 
 #include "core/status.h"
+#include "kernels/cpu/exit_score_chunk.h"
 #include "kernels/cpu/parareal_chunk.h"
 #include "kernels/cpu/solver_step_chunk.h"
 
@@ -12,6 +13,7 @@ struct Simd {
   StepChunk step_chunk;
   GramChunk gram_chunk;
   CorrectChunk correct_chunk;
+  ScoreChunk score_chunk;
   bool (*present)();
 };
 
