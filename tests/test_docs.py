@@ -37,6 +37,19 @@ def test_methods_on_a_pipeline(page: str, steps: int, capsys: pytest.CaptureFixt
     assert f"{steps} steps, 1 images" in capsys.readouterr().out
 
 
+def test_calibration(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    names: dict = {"pipe": load_pipeline("emoji-sd")}
+    exec(_code("calibration.md"), names)
+    made = names["sidestep"].Calibration.load("emoji.json")
+    assert made.threshold in (0.01, 0.02) and made.fresh["images"] == 4
+    summary = names["handle"].summary()
+    assert f"threshold={made.threshold}" in summary.method and summary.steps == 10
+    assert "10 steps, 1 images" in capsys.readouterr().out
+
+
 def test_engine(capsys: pytest.CaptureFixture[str]) -> None:
     names: dict = {"pipe": load_pipeline("emoji-sd")}
     exec(_code("engine.md"), names)

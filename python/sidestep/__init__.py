@@ -23,6 +23,7 @@ __version__ = "0.1.0"
 _EXPORTS = {
     "Adaptive": "sidestep.runtime.methods.adaptive",
     "BackendUnavailable": "sidestep.kernels",
+    "Calibration": "sidestep.runtime.calibration",
     "DynamicThreshold": "sidestep.runtime.thresholding",
     "Engine": "sidestep.runtime.engine",
     "EngineLoop": "sidestep.runtime.engine_loop",
@@ -46,6 +47,7 @@ __all__ = [
     "SRDS",
     "Adaptive",
     "BackendUnavailable",
+    "Calibration",
     "DynamicThreshold",
     "Engine",
     "EngineLoop",
@@ -71,6 +73,7 @@ if TYPE_CHECKING:
     from sidestep.kernels import BackendUnavailable
     from sidestep.models import load_pipeline
     from sidestep.planning import auto
+    from sidestep.runtime.calibration import Calibration
     from sidestep.runtime.engine import Engine, QueueFull, Request, Result
     from sidestep.runtime.engine_loop import EngineLoop
     from sidestep.runtime.methods.adaptive import Adaptive

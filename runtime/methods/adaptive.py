@@ -7,7 +7,9 @@ NeurIPS 2024 (arXiv 2410.09873), and criteria beyond it (`sidestep.runtime.metho
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from pathlib import Path
 
+from sidestep.runtime.calibration import take_calibration
 from sidestep.runtime.methods.criteria import CRITERIA
 from sidestep.runtime.methods.criteria.gate import Gate
 from sidestep.runtime.methods.criterion import Criterion
@@ -41,9 +43,13 @@ class Adaptive:
             for every hundred steps that are planned.
         predictor: In mode ``"learned"``, the file of its weights, from ``sidestep train adaptive``;
             None for the one that ships.
+        calibration: A file of ``sidestep calibrate``, which chose the threshold for a promise;
+            what else is left out takes the file's value. `enable` refuses another model or
+            scheduler than the file's, and warns of other steps or guidance.
 
     Raises:
-        ValueError: A setting is out of range, or the mode is unknown or has no such setting.
+        ValueError: A setting is out of range or another one than the calibration's, or the mode is
+            unknown or has no such setting.
     """
 
     mode: str = DEFAULT_MODE
@@ -55,8 +61,10 @@ class Adaptive:
     debt: bool | None = None
     gradual: bool | None = None
     predictor: str | None = None
+    calibration: str | Path | None = None
 
     def __post_init__(self) -> None:
+        take_calibration(self)
         if self.mode not in CRITERIA:
             known = ", ".join(map(repr, CRITERIA))
             raise ValueError(f"Adaptive: mode is {self.mode!r}, expected one of: {known}")

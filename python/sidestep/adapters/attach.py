@@ -188,6 +188,7 @@ def _of_scheduler(handle: Handle, plain: Any) -> Overrides:
         result = plan_steps(scheduler, *args, **kwargs)
         if handle.active:
             handle._begin()
+            handle._check_course(scheduler)
             if isinstance(handle._driver, WholeTrajectory):
                 handle._driver.plan(scheduler, args, kwargs)
         return result

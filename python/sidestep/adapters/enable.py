@@ -5,9 +5,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Literal
 
 from sidestep.adapters.attach import Part, is_compiled, overrides_of, parts_of
+from sidestep.adapters.calibrated import (
+    course_of_call,
+    refuse_other_pipeline,
+    warn_of_other_course,
+)
 from sidestep.adapters.refusals import refuse_unsuitable
 from sidestep.adapters.swap import owner_of, restore, swap
 from sidestep.adapters.trajectory import OnStep, WholeTrajectory
+from sidestep.runtime.calibration import Calibration
 from sidestep.runtime.methods.adaptive import Adaptive
 from sidestep.runtime.methods.criterion import Method
 from sidestep.runtime.methods.srds import SRDS
@@ -63,8 +69,9 @@ def enable(
         The handle that turns it off, also as a context manager, and that has the summary.
 
     Raises:
-        ValueError: The pipeline is enabled already, shares its model with one that is, or has a
-            scheduler under which the method means nothing; or ``ranks`` cannot share the method.
+        ValueError: The pipeline is enabled already, shares its model with one that is, has a
+            scheduler under which the method means nothing, or is not the one that the method was
+            calibrated on; or ``ranks`` cannot share the method.
         TypeError: ``method`` is not the settings of a method, or ``ranks`` are none.
     """
     parallel = isinstance(method, SRDS) or method == "auto"
@@ -137,6 +144,8 @@ class Handle:
             self._driver = WholeTrajectory(method, on_step, ranks, graphs)
         else:
             self._driver = Stepwise(method.criterion(), method=repr(method))
+        path = getattr(method, "calibration", None)
+        self._calibration = None if path is None else Calibration.load(path)
         self._attached: list[Any] = []
         self._compiled: set[str] = set()  # parts that are
         self._calling = False  # within the pipeline's own call
@@ -183,6 +192,8 @@ class Handle:
             _refuse_owned(obj)
         if isinstance(self.method, Method) and not self._has(self._pipe.scheduler):
             refuse_unsuitable(self._pipe.scheduler)
+        if self._calibration is not None and any(part.role != "pipeline" for part, _ in new):
+            refuse_other_pipeline(self._pipe, self._calibration)
         for obj in self._attached:
             if not any(obj is kept for _, kept in wanted):
                 restore(obj)
@@ -202,6 +213,12 @@ class Handle:
         """A generation begins, with whatever model and scheduler the pipeline has by now."""
         self._attach()
         self._driver.begin()
+
+    def _check_course(self, scheduler: Any) -> None:
+        """Warns where the generation that begins is not what was calibrated for."""
+        if self._calibration is not None:
+            known = course_of_call(self._pipe, scheduler, self._calling)
+            warn_of_other_course(self._calibration, *known)
 
 
 def _refuse_owned(obj: Any) -> None:

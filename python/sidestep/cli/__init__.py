@@ -8,7 +8,7 @@ from typing import NoReturn
 
 import typer
 
-from sidestep.cli import bench, compare, doctor, generate, plan, train
+from sidestep.cli import bench, calibrate, compare, doctor, generate, plan, train
 from sidestep.errors import UserError
 from sidestep.kernels import BackendUnavailable, config
 
@@ -24,6 +24,7 @@ app.command("compare")(compare.compare)
 app.command("plan")(plan.plan)
 app.add_typer(bench.app, name="bench")
 app.add_typer(train.app, name="train")
+app.command("calibrate")(calibrate.calibrate)
 app.command("doctor")(doctor.doctor)
 
 

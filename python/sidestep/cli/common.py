@@ -77,6 +77,10 @@ MaxSkip = Annotated[
     int | None,
     typer.Option(help="Adaptive: reuse at most so often in a row. The mode's own if not given."),
 ]
+CalibrationFile = Annotated[
+    Path | None,
+    typer.Option(help="Adaptive: a file of sidestep calibrate, with the threshold it chose."),
+]
 Blocks = Annotated[
     int | None,
     typer.Option(
@@ -188,6 +192,7 @@ def method_settings(
     mode: str | None = None,
     threshold: float | None = None,
     max_skip: int | None = None,
+    calibration: Path | None = None,
     blocks: int | None = None,
     tolerance: float | None = None,
     iterations: int | None = None,
@@ -204,6 +209,7 @@ def method_settings(
         "--mode": (mode, [Method.adaptive]),
         "--threshold": (threshold, [Method.adaptive]),
         "--max-skip": (max_skip, [Method.adaptive]),
+        "--calibration": (calibration, [Method.adaptive]),
         "--blocks": (blocks, [Method.srds]),
         "--tolerance": (tolerance, [Method.srds, Method.auto]),
         "--iterations": (iterations, [Method.srds]),
@@ -215,7 +221,10 @@ def method_settings(
     allowed = SRDS().tolerance if tolerance is None else tolerance
     try:
         if method is Method.adaptive:
-            return Adaptive(mode=mode or DEFAULT_MODE, threshold=threshold, max_skip=max_skip)
+            return Adaptive(
+                mode=mode or DEFAULT_MODE, threshold=threshold, max_skip=max_skip,
+                calibration=None if calibration is None else str(calibration),
+            )  # fmt: skip
         settings = SRDS(blocks=blocks, tolerance=allowed, max_iterations=iterations)
     except ValueError as error:
         raise UserError(str(error)) from error

@@ -24,6 +24,7 @@ def generate(
     mode: common.Mode = None,
     threshold: common.Threshold = None,
     max_skip: common.MaxSkip = None,
+    calibration: common.CalibrationFile = None,
     blocks: common.Blocks = None,
     tolerance: common.Tolerance = None,
     iterations: common.Iterations = None,
@@ -41,8 +42,8 @@ def generate(
     common.check_run(guidance=guidance, seed=seed, steps=steps, batch=batch)
     texts = common.gather_prompts(prompts, prompt_file, default="novel")
     settings = common.method_settings(
-        method, mode=mode, threshold=threshold, max_skip=max_skip, blocks=blocks,
-        tolerance=tolerance, iterations=iterations,
+        method, mode=mode, threshold=threshold, max_skip=max_skip,
+        calibration=calibration, blocks=blocks, tolerance=tolerance, iterations=iterations,
     )  # fmt: skip
     check_folder(out)
     pipe = load_pipeline(model, getattr(torch, dtype.value), device.value)

@@ -24,8 +24,8 @@ BLUE, ORANGE, GREY, INK = "#2563eb", "#f59e0b", "#d9dee7", "#1f2937"
 FORMATS = (".png", ".pdf", ".svg", ".jpg")
 
 
-def check_writable(path: Path) -> None:
-    """Refuses, before any work is done, a picture that cannot be written.
+def check_writable(path: Path, formats: Sequence[str] = FORMATS) -> None:
+    """Refuses, before any work is done, a file that cannot be written; a picture if none is said.
 
     Raises:
         UserError: The folder does not exist or cannot be written, the path is a folder, or its
@@ -33,8 +33,8 @@ def check_writable(path: Path) -> None:
     """
     if path.is_dir():
         raise UserError(f"--out: {path} is a folder, expected a file name")
-    if path.suffix.lower() not in FORMATS:
-        raise UserError(f"--out: {path} ends in {path.suffix!r}, expected {', '.join(FORMATS)}")
+    if path.suffix.lower() not in formats:
+        raise UserError(f"--out: {path} ends in {path.suffix!r}, expected {', '.join(formats)}")
     _check_folder(path, path.absolute().parent)
 
 
