@@ -29,8 +29,8 @@ MEASURES: dict[str, Callable[[Tensor, Tensor], list[float]]] = {
     "psnr": metrics.psnr,
     "ssim": metrics.ssim,
 }
-POWERS = range(-6, 4)
-"""Thresholds tried where none are given: the method's own times sqrt(2) to these powers."""
+FACTORS = (1 / 32, 1 / 16, 1 / 8, 1 / 4, 0.35, 0.5, 0.7, 1, 1.4, 2, 2.8)
+"""Thresholds tried where none are given: the method's own times these."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class Question:
         target: Of every picture.
         confidence: Share of pictures that are to keep it, above 0 and below 1.
         method: Settings with a ``threshold``, a frozen dataclass.
-        thresholds: To choose among; empty for the method's own times powers of sqrt(2).
+        thresholds: To choose among; empty for the method's own times `FACTORS`.
         model: The model's name or folder.
         solver: As in `Job`.
         grid: As in `Job`.
@@ -115,7 +115,7 @@ class Question:
     @property
     def candidates(self) -> list[float]:
         """The thresholds to choose among, ascending."""
-        own = [float(f"{self.method.threshold * 2 ** (power / 2):.3g}") for power in POWERS]
+        own = [float(f"{factor * self.method.threshold:.3g}") for factor in FACTORS]
         return sorted(set(self.thresholds or own))
 
 
@@ -154,7 +154,8 @@ def calibrate(
         raise UserError(
             f"calibrate: no threshold keeps {question.target} for {question.confidence:.0%} of "
             f"pictures: at the smallest, {point['threshold']:g}, {point['kept']:g} of "
-            f"{point['images']:g} do; ask for less, or give smaller ones with --threshold"
+            f"{point['images']:g} do, and of others up to {point['bound']:.1%} may not; ask for "
+            "less, take more --images, or give smaller ones with --threshold"
         )
     threshold = curve[best]["threshold"]
     full, run = make([None, threshold], fresh, question.seed + question.images)

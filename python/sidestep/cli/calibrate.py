@@ -23,7 +23,7 @@ Thresholds = Annotated[
     list[float] | None,
     typer.Option(
         "--threshold",
-        help="To choose among (repeat). Default: the method's own times 1/8 to 2.8.",
+        help="To choose among (repeat). Default: the method's own times 1/32 to 2.8.",
     ),
 ]
 
