@@ -192,6 +192,32 @@ def test_the_loss_is_its_formula(tiny: Path) -> None:
     assert model.mask.shape == (64, 3)
 
 
+def test_bf16_is_for_the_products_of_matrices_only(tiny: Path) -> None:
+    run = TransformerTraining(out="out", data="data", iterations=1, layers=2, heads=1, head_size=16)
+    torch.manual_seed(0)
+    model = build_transformer(run, (4, 8, 8), 16)
+    torch.nn.init.normal_(model.proj_out.weight, std=0.1)
+    data = Encoded(
+        latents=torch.randn(3, 4, 8, 8), tokens=torch.zeros(3, 2).long(),
+        empty=torch.zeros(2).long(), weights=torch.ones(3),
+    )  # fmt: skip
+    captions = Captions(
+        states=torch.randn(3, 4, 16), mask=torch.ones(3, 4), index=torch.arange(3), empty=2
+    )
+
+    def made(bf16: bool) -> tuple[torch.Tensor, torch.Tensor]:
+        model.zero_grad()
+        generator = torch.Generator().manual_seed(5)
+        loss = denoising_loss(model, data, captions, load_alphas(tiny), 8, generator, bf16=bf16)
+        loss.backward()
+        return loss.detach(), model.proj_out.weight.grad.clone()
+
+    (exact, slope), (rounded, rounded_slope) = made(False), made(True)
+    assert rounded.dtype == rounded_slope.dtype == torch.float32 and rounded != exact
+    torch.testing.assert_close(rounded, exact, rtol=5e-3, atol=0)
+    assert float((rounded_slope - slope).norm() / slope.norm()) < 0.02
+
+
 def test_a_fresh_transformer_predicts_zero_and_fits_the_bundle() -> None:
     run = TransformerTraining(out="out", data="data", iterations=1)
     model = build_transformer(run, (4, 16, 16), 192)

@@ -98,6 +98,7 @@ def emoji_dit(
     lr: Rate = 8e-4,
     seed: common.Seed = 0,
     threads: Threads = 0,
+    bf16: Annotated[bool, typer.Option(help="Multiply matrices in bfloat16.")] = False,
     as_json: common.Json = False,
 ) -> None:
     """Trains a small diffusion transformer on the pictures and latents of `emoji-sd`.
@@ -108,7 +109,7 @@ def emoji_dit(
 
     settings = TransformerTraining(
         out=out, data=data, init=init, minutes=minutes, iterations=iterations, cool_down=cool_down,
-        resume=resume, batch=batch, lr=lr, seed=seed, threads=threads,
+        resume=resume, batch=batch, lr=lr, seed=seed, threads=threads, bf16=bf16,
     )  # fmt: skip
     result = train_transformer(settings, _tell)
     _report("emoji-dit", result, as_json, captions=len(result.captions))
