@@ -35,7 +35,8 @@ class Summary:
         steps: Scheduler steps.
         skip_map: ``[images][steps]``, True where the model was called.
         reasons: ``[images][steps]``: "skipped", or why it was not: "warm-up", "criterion", "cap",
-            "last", "serial" (no method), "output hidden" (from the criterion); where a row could
+            "last", "serial" (no method), "every" (the method skips none), "output hidden" (from
+            the criterion); where a row could
             have skipped and had nothing to skip with, "no output to reuse", "batch changed",
             "prompt changed", "gradient wanted", "no batch found" (among the model's arguments) or
             "no place for the offset" (in its output).
@@ -45,6 +46,9 @@ class Summary:
             without SRDS, whose images have no ``skip_map``, ``reasons`` and ``criterion``.
         errors: ``[images]`` of SRDS, root mean square of the error in the latents, estimated.
         image_ticks: ``[images]`` of SRDS, sequential model calls of each image.
+        layers: ``[images][steps]`` of `EarlyExit`, blocks that the model has run, in the mean over
+            the guidance branches; 0 where it was not called. Empty without.
+        blocks: All blocks of the model.
     """
 
     method: str
@@ -58,6 +62,14 @@ class Summary:
     iterations: tuple[int, ...] = ()
     errors: tuple[float, ...] = ()
     image_ticks: tuple[int, ...] = ()
+    layers: tuple[tuple[float, ...], ...] = ()
+    blocks: int = 0
+
+    @property
+    def mean_depth(self) -> float:
+        """Blocks a step of an image, in the mean; NaN without `layers`."""
+        flat = [depth for row in self.layers for depth in row]
+        return sum(flat) / len(flat) if flat else math.nan
 
     def __str__(self) -> str:
         """One line for the generation and one for each image."""
@@ -70,6 +82,9 @@ class Summary:
                 f": {self.steps} steps, {len(self.nfe)} images, {mean:.1f} model calls per image"
                 f"{fewer}, {self.ticks} sequential calls"
             )
+        if self.layers:
+            share = self.mean_depth / self.blocks
+            lines[0] += f", {self.mean_depth:.1f} of {self.blocks} blocks a step ({share:.0%})"
         for i, (called, reasons) in enumerate(zip(self.skip_map, self.reasons, strict=True)):
             marks = "".join("#" if call else "." for call in called)
             counts = Counter(reasons)

@@ -24,6 +24,7 @@ _EXPORTS = {
     "Adaptive": "sidestep.runtime.methods.adaptive",
     "BackendUnavailable": "sidestep.kernels",
     "DynamicThreshold": "sidestep.runtime.thresholding",
+    "EarlyExit": "sidestep.runtime.methods.early_exit",
     "Engine": "sidestep.runtime.engine",
     "EngineLoop": "sidestep.runtime.engine_loop",
     "Plan": "sidestep.runtime.plan",
@@ -47,6 +48,7 @@ __all__ = [
     "Adaptive",
     "BackendUnavailable",
     "DynamicThreshold",
+    "EarlyExit",
     "Engine",
     "EngineLoop",
     "Plan",
@@ -74,6 +76,7 @@ if TYPE_CHECKING:
     from sidestep.runtime.engine import Engine, QueueFull, Request, Result
     from sidestep.runtime.engine_loop import EngineLoop
     from sidestep.runtime.methods.adaptive import Adaptive
+    from sidestep.runtime.methods.early_exit import EarlyExit
     from sidestep.runtime.methods.srds import SRDS
     from sidestep.runtime.plan import Plan
     from sidestep.runtime.ranks import RankError, Ranks
