@@ -1,7 +1,7 @@
 """The exits file: translators, probes, uncertainty, what a plan is made from, and whose they are.
 
-One safetensors file; its metadata are strings. Tensors, with K exits after the blocks `after`,
-width D and P probes:
+One safetensors file, with one string of JSON as metadata. Its tensors, with K exits after the
+blocks `after`, width D and P probes:
 
     probes.weight [K, P, D], probes.time [K, P, TIME], probes.bias [K, P]
     translators.matrix [K, D, D], translators.offset [K, D]                      excess
@@ -106,10 +106,10 @@ def save_exits(exits: Exits, path: Path) -> None:
                 for key, tensor in part.tensors().items()
             }
     head = {
-        "kind": exits.kind, "model": exits.model, "model_hash": exits.model_hash,
+        "format": FORMAT, "kind": exits.kind, "model": exits.model, "model_hash": exits.model_hash,
         "blocks": exits.blocks, "after": list(exits.after), "trained": dict(exits.trained),
     }  # fmt: skip
-    write_whole(path, to_bytes(tensors, {"format": FORMAT, "exits": json.dumps(head)}))
+    write_whole(path, to_bytes(tensors, {"exits": json.dumps(head)}))
 
 
 def load_exits(path: str | Path) -> Exits:
@@ -129,8 +129,6 @@ def load_exits(path: str | Path) -> Exits:
     except (OSError, SafetensorError) as error:
         raise ValueError(f"EarlyExit: cannot read the exits file {path}: {error}") from error
     try:
-        if metadata.get("format") != FORMAT:
-            raise ValueError(f"its format is {metadata.get('format')!r}, expected {FORMAT!r}")
         return _assembled(json.loads(metadata["exits"]), tensors)
     except (ValueError, KeyError, TypeError) as error:
         reason = f"it has no {error}" if isinstance(error, KeyError) else str(error)
@@ -139,6 +137,8 @@ def load_exits(path: str | Path) -> Exits:
 
 def _assembled(head: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Exits:
     """Raises ValueError, KeyError or TypeError where something is missing or does not fit."""
+    if head["format"] != FORMAT:
+        raise ValueError(f"its format is {head['format']!r}, expected {FORMAT!r}")
     if head["kind"] not in KINDS:
         raise ValueError(f"its kind is {head['kind']!r}, expected one of {KINDS}")
     names = list(_PARTS) if head["kind"] == "excess" else ["probes"]

@@ -39,16 +39,17 @@ def rewritten(path: Path, tensors: dict[str, Any] | None = None, **head: Any) ->
     """The file again, with other tensors or another head; None leaves one out."""
     kept = {k: v for k, v in {**load_file(path), **(tensors or {})}.items() if v is not None}
     old = {
-        "kind": "excess", "model": "Toy", "model_hash": "0", "blocks": 4, "after": [1, 3],
-        "trained": {},
+        "format": FORMAT, "kind": "excess", "model": "Toy", "model_hash": "0",
+        "blocks": 4, "after": [1, 3], "trained": {},
     }  # fmt: skip
-    save_file(kept, path, {"format": FORMAT, "exits": json.dumps(old | head)})
+    save_file(kept, path, {"exits": json.dumps(old | head)})
     return path
 
 
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
+        ({"format": "other"}, "its format is 'other', expected 'sidestep-exits-1'"),
         ({"kind": "other"}, "its kind is 'other', expected one of"),
         ({"after": [3, 1]}, r"its exits are after blocks \[3, 1\] of 4"),
         ({"after": [1, 4]}, r"its exits are after blocks \[1, 4\] of 4"),
@@ -78,10 +79,9 @@ def test_other_files(tmp_path: Path) -> None:
     for made, sentence in (
         (lambda: path.write_bytes(b"\xff" * 40), "cannot read the exits file"),
         (lambda: path.write_bytes(b""), "cannot read the exits file"),
-        (lambda: save_file({"a": torch.zeros(1)}, path), "its format is None, expected 'sidestep-"),
-        (lambda: save_file({}, path, {"format": FORMAT}), "it has no 'exits'"),
-        (lambda: save_file({}, path, {"format": FORMAT, "exits": "[]"}), "no exits file of this"),
-        (lambda: save_file({}, path, {"format": FORMAT, "exits": "{"}), "no exits file of this"),
+        (lambda: save_file({"a": torch.zeros(1)}, path), "it has no 'exits'"),
+        (lambda: save_file({}, path, {"exits": "[]"}), "no exits file of this"),
+        (lambda: save_file({}, path, {"exits": "{"}), "no exits file of this"),
     ):
         made()
         with pytest.raises(ValueError, match=sentence):
