@@ -35,11 +35,11 @@ class Summary:
         steps: Scheduler steps.
         skip_map: ``[images][steps]``, True where the model was called.
         reasons: ``[images][steps]``: "skipped", or why it was not: "warm-up", "criterion", "cap",
-            "last", "serial" (no method), "every" (the method skips none), "output hidden" (from
-            the criterion); where a row could
-            have skipped and had nothing to skip with, "no output to reuse", "batch changed",
-            "prompt changed", "gradient wanted", "no batch found" (among the model's arguments) or
-            "no place for the offset" (in its output).
+            "last", "serial" (no method), "every" (the method skips none), "budget" (of `EarlyExit`,
+            spent), "output hidden" (from the criterion); where a row could have skipped and had
+            nothing to skip with, "no output to reuse", "batch changed", "prompt changed", "gradient
+            wanted", "no batch found" (among the model's arguments) or "no place for the offset" (in
+            its output).
         criterion: ``[images][steps]``, the number that decided the step, NaN where none did.
         note: Why nothing was skipped, or what else is to be known; empty if nothing is.
         iterations: ``[images]`` of SRDS, after which each was done; -1 where it was not. Empty

@@ -79,6 +79,7 @@ class Leaving:
     Attributes:
         exits: Of the model.
         layout: Of the model.
+        rule: Who leaves where.
         passage: What every block's call goes through now; None outside a model call.
     """
 
@@ -87,7 +88,7 @@ class Leaving:
         self.exits = exits
         self.layout = layout
         self.passage: Passage | None = None
-        self._rule = rule
+        self.rule = rule
         self._number = {blocks - 1: i for i, blocks in enumerate(exits.after)}  # by block
         self._translators: Translators | None = None
         self.begin(Course())
@@ -97,11 +98,11 @@ class Leaving:
         self.passage = None
         self._depths: list[tuple[int, int]] = []  # place in the host's batch, blocks passed
         self._decided: dict[int, int] = {}  # row: blocks that its first branch has passed
-        self._rule.start(course)
+        self.rule.start(course)
 
     def plan(self, course: Course) -> None:
         """More is known of the generation, before its second step."""
-        self._rule.start(course)
+        self.rule.start(course)
 
     @contextmanager
     def call(
@@ -120,14 +121,14 @@ class Leaving:
             self._depths += [(place, self.exits.blocks) for place in places]
             return
         self._step, self._rows = step, [place % rows for place in places] if rows else None
-        self._rule.cancel()
+        self.rule.cancel()
         flight = Flight(len(places), self.exits.blocks, self)
         self.passage = flight
         try:
             yield
         finally:
             self.passage = None
-        self._rule.commit()
+        self.rule.commit()
         self._depths += zip(places, flight.depths, strict=True)
         if self._rows is not None:
             for row, depth in zip(self._rows, flight.depths, strict=True):
@@ -139,9 +140,9 @@ class Leaving:
         if exit is None:
             return None
         rows = None if self._rows is None else [self._rows[place] for place in places]
-        if self._rule.joint and rows is not None and any(row in self._decided for row in rows):
+        if self.rule.joint and rows is not None and any(row in self._decided for row in rows):
             return [self._decided.get(row) == index + 1 for row in rows]
-        return self._rule.leave(Sight(step=self._step, exit=exit, hidden=hidden, rows=rows))
+        return self.rule.leave(Sight(step=self._step, exit=exit, hidden=hidden, rows=rows))
 
     def translate(self, index: int, hidden: Tensor) -> Tensor:
         """h' of rows that leave after block ``index``."""

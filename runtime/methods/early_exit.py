@@ -11,12 +11,17 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
+from sidestep.runtime.exits.budget import OneBudget
 from sidestep.runtime.exits.file import Exits, load_exits
 from sidestep.runtime.exits.layouts import Layout
 from sidestep.runtime.exits.leaving import Leaving
 from sidestep.runtime.exits.rules import RULES
+from sidestep.runtime.exits.rules.sample import PerSample
 from sidestep.runtime.methods.adaptive import Adaptive
 from sidestep.runtime.methods.criterion import Course, Criterion, Decision, Observation
+
+FORETELLING = ("learned", "error-control")
+"""Modes of `Adaptive` whose number is the error of the finished picture."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +40,9 @@ class EarlyExit:
         batch_mean: ``"adadiff"`` only: one decision for the whole batch, by its mean uncertainty,
             as in the released code.
         branches_apart: ``"adadiff"`` only: each guidance branch leaves on its own, as there.
-        reuse: Steps at which the model is not called at all for a row.
+        reuse: Steps at which the model is not called at all for a row. In mode ``"sample"`` they
+            are paid from the same budget, and its own mode is one that foretells an error:
+            ``"learned"`` or ``"error-control"``.
 
     Raises:
         ValueError: A setting is out of range or does not go with the mode; or the file cannot be
@@ -64,6 +71,11 @@ class EarlyExit:
             raise ValueError(
                 f"EarlyExit: batch_mean and branches_apart belong to mode 'adadiff', got {mode!r}"
             )
+        if mode == "sample" and self.reuse is not None and self.reuse.mode not in FORETELLING:
+            raise ValueError(
+                f"EarlyExit: reuse has mode {self.reuse.mode!r}, whose numbers are no errors that "
+                f"a budget could pay for; expected one of {FORETELLING}"
+            )
         threshold = RULES[mode].THRESHOLD if self.threshold is None else self.threshold
         if not (math.isfinite(threshold) and threshold >= 0):
             raise ValueError(f"EarlyExit: threshold is {threshold}, expected 0 or more")
@@ -74,9 +86,18 @@ class EarlyExit:
         """What the file holds."""
         return load_exits(self.exits)
 
-    def criterion(self) -> Criterion:
-        """A fresh decision state on whole model calls."""
-        return Every() if self.reuse is None else self.reuse.criterion()
+    def criterion(self, leaving: Leaving | None = None) -> Criterion:
+        """A fresh decision state on whole model calls.
+
+        Args:
+            leaving: Of the same trajectories; what it has of a ledger pays for skipped steps too.
+        """
+        if self.reuse is None:
+            return Every()
+        criterion = self.reuse.criterion()
+        if leaving is None or not isinstance(leaving.rule, PerSample):
+            return criterion
+        return OneBudget(criterion, leaving.rule)
 
     def leaving(self, exits: Exits, layout: Layout) -> Leaving:
         """A fresh state of the exits within model calls."""

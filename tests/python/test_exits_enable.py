@@ -43,7 +43,7 @@ def pipe(name: str) -> Any:
 def told(handle: Any, exits: Any, **settings: Any) -> AsTold:
     """The handle's exits now follow `AsTold`."""
     rule = AsTold(exits, **settings)
-    handle._driver.leaving._rule = rule
+    handle._driver.leaving.rule = rule
     return rule
 
 
@@ -171,12 +171,12 @@ def test_an_exception_leaves_nothing_behind(name: str, pipe: Any, tmp_path: Path
             raise KeyboardInterrupt
 
     with sidestep.enable(pipe, method) as handle:
-        hook, own = failing.register_forward_pre_hook(fail), handle._driver.leaving._rule  # type: ignore[union-attr]
+        hook, own = failing.register_forward_pre_hook(fail), handle._driver.leaving.rule  # type: ignore[union-attr]
         told(handle, [0, None])
         with pytest.raises(KeyboardInterrupt):
             generate(pipe, name, [7, 8])
         hook.remove()
-        handle._driver.leaving._rule = own  # type: ignore[union-attr]
+        handle._driver.leaving.rule = own  # type: ignore[union-attr]
         assert handle._driver.leaving.passage is None  # type: ignore[union-attr]
         assert torch.equal(generate(pipe, name, [1, 2]), expected)
 
@@ -216,6 +216,27 @@ def test_reused_steps_and_early_exits_together(tmp_path: Path) -> None:
         assert [depth > 0 for depth in layers] == list(called)
     assert 0 < summary.nfe[0] < 12 and len(counted.calls) == summary.ticks
     assert min(d for row in summary.layers for d in row if d) < BLOCKS
+
+
+def test_one_budget_for_reused_steps_and_exits(tmp_path: Path) -> None:
+    """What skips have spent is not there for exits: rows go deeper than without skips."""
+    pipe = MODELS["PixArtTransformer2DModel"][0]()
+    pipe.scheduler = build.ddim()
+    file = write_exits(pipe.transformer, tmp_path)
+    reuse = sidestep.Adaptive(mode="error-control", threshold=1.0)
+    found = []
+    for settings in ({}, {"reuse": reuse}):
+        method = EarlyExit(exits=file, mode="sample", threshold=0.05, **settings)  # type: ignore[arg-type]
+        with sidestep.enable(pipe, method) as handle:
+            generate(pipe, "PixArtTransformer2DModel", [1, 2], steps=20)
+            found.append(handle.summary())
+            rule = handle._driver.leaving.rule  # type: ignore[union-attr]
+            assert 0 < max(rule.spent.values()) <= 0.0025 + 1e-12  # type: ignore[union-attr]
+    without, together = found
+    assert together.mean_depth < without.mean_depth
+    assert {"skipped", "budget"} <= {reason for row in together.reasons for reason in row}
+    with pytest.raises(ValueError, match="reuse has mode 'paper', whose numbers are no errors"):
+        EarlyExit(exits=file, mode="sample", reuse=sidestep.Adaptive(mode="paper"))
 
 
 # -- refusals -----------------------------------------------------------------------------------

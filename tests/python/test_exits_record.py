@@ -72,7 +72,7 @@ def test_exits_that_are_chosen_are_those_of_enable(name: str, tmp_path: Any) -> 
             return [choices[sight.step][row] == sight.exit for row in sight.rows]
 
     with sidestep.enable(pipe, sidestep.EarlyExit(exits=tmp_path / "exits")) as handle:
-        handle._driver.leaving._rule = ByStepAndRow([])  # type: ignore[union-attr]
+        handle._driver.leaving.rule = ByStepAndRow([])  # type: ignore[union-attr]
         given = arguments(pipe, name, [1, 2])
         seen: list[torch.Tensor] = []
         step = type(pipe.scheduler).step

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from tiny_course import COURSE, tiny_exits
 
+from sidestep.runtime.exits.budget import OneBudget
 from sidestep.runtime.exits.leaving import Sight
 from sidestep.runtime.exits.modules import (
     TIME,
@@ -24,7 +26,7 @@ from sidestep.runtime.exits.rules.adadiff import AdaDiff
 from sidestep.runtime.exits.rules.sample import PerSample
 from sidestep.runtime.exits.score import exit_score
 from sidestep.runtime.methods.criteria.carried_error import carried
-from sidestep.runtime.methods.criterion import Course
+from sidestep.runtime.methods.criterion import Course, Decision, Observation
 
 
 def sigmoid(x: float) -> float:
@@ -153,6 +155,51 @@ def test_the_ledger_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     assert rule.leave(sight(1, 0, [0, 0, 1, 2])) is None
     rule.start(COURSE)
     assert rule.spent == {}
+
+
+class Proposes:
+    """Skips where a number is not above 1; the number is the error."""
+
+    history = 2
+
+    def __init__(self, values: list[list[float]]) -> None:
+        self.values = values
+
+    def start(self, course: Course) -> None:
+        self.started = course
+
+    def observe(self, seen: Observation) -> Decision:
+        values = self.values[seen.step]
+        return Decision(
+            compute=[value > 1 for value in values],
+            reasons=["criterion" if value > 1 else "skipped" for value in values],
+            value=torch.tensor(values, dtype=torch.float64),
+        )
+
+
+def test_skips_and_exits_are_paid_from_one_budget() -> None:
+    ledger = PerSample(tiny_exits(), 0.1)
+    ledger.start(COURSE)
+    assert ledger._plan is not None
+    ledger._plan = replace(ledger._plan, damages=(0.0,) * 4)  # what is left is shared evenly
+    criterion = OneBudget(Proposes([[0.05, 0.06], [0.055, 2.0], [0.2, 0.05]]), ledger)
+    criterion.start(replace(COURSE, rows=2))
+    x = torch.zeros(2, 1)
+
+    def observe(step: int) -> Decision:
+        return criterion.observe(
+            Observation(step=step, x=x, x_next=x, output=x, computed=[True, True])
+        )
+
+    first = observe(0)  # for step 1: 0.01 / 3 is allowed, 0.0577 squared
+    assert first.compute == [False, True] and first.reasons == ["skipped", "budget"]
+    assert ledger.spent == pytest.approx({0: 0.05**2})
+    second = observe(1)  # the run of row 0 goes on and pays the increase only
+    assert second.compute == [False, True] and second.reasons == ["skipped", "criterion"]
+    assert ledger.spent == pytest.approx({0: 0.055**2})
+    third = observe(2)
+    assert third.compute == [True, False] and third.reasons == ["budget", "skipped"]
+    assert ledger.spent == pytest.approx({0: 0.055**2, 1: 0.05**2})
 
 
 @pytest.mark.parametrize(

@@ -136,7 +136,10 @@ class Handle:
             self._driver = WholeTrajectory(method, on_step, ranks)
         else:
             leaving = _leaving(pipe, method) if isinstance(method, EarlyExit) else None
-            self._driver = Stepwise(method.criterion(), method=repr(method), leaving=leaving)
+            criterion = method.criterion()
+            if isinstance(method, EarlyExit):
+                criterion = method.criterion(leaving)
+            self._driver = Stepwise(criterion, method=repr(method), leaving=leaving)
         self._attached: list[Any] = []
         self._compiled: set[str] = set()  # parts that are
         self._calling = False  # within the pipeline's own call

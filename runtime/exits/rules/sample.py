@@ -61,12 +61,26 @@ class PerSample:
         damages = self._damages(sight, branches, len(rows)).tolist()  # the read of this exit
         leaves = []
         for row, damage in zip(rows, damages, strict=True):
-            left = self._budget**2 - self.spent.get(row, 0.0)
-            allowed = min(left, max(plan.damages[k] ** 2, left / (len(plan.weights) - k)))
-            leaves.append(damage**2 <= allowed)  # not so for what is no number
+            leaves.append(damage**2 <= self._allowed(plan, row, k))  # not so for what is no number
             if leaves[-1]:
                 self._pending[row] = damage**2
         return leaves * branches
+
+    def pay(self, row: int, step: int, square: float) -> bool:
+        """Whether the row may do so much damage at a step, squared; it has then spent it."""
+        plan = self._plan
+        if (
+            plan is None
+            or step >= len(plan.weights)
+            or not square <= self._allowed(plan, row, step)
+        ):
+            return False
+        self.spent[row] = self.spent.get(row, 0.0) + square
+        return True
+
+    def _allowed(self, plan: StaticPlan, row: int, step: int) -> float:
+        left = self._budget**2 - self.spent.get(row, 0.0)
+        return min(left, max(plan.damages[step] ** 2, left / (len(plan.weights) - step)))
 
     def _damages(self, sight: Sight, branches: int, rows: int) -> Tensor:  # [rows]
         """d of every row."""
