@@ -157,6 +157,21 @@ def test_the_ledger_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     assert rule.spent == {}
 
 
+def test_the_first_step_goes_by_the_static_plan() -> None:
+    rule = PerSample(tiny_exits(), 0.1)
+    rule.start(COURSE)
+    assert rule._plan is not None
+    rule._plan = replace(rule._plan, exits=(1, 2, 2, 2), damages=(0.08, 0.0, 0.0, 0.0))
+    assert rule.leave(sight(0, 0, None)) is None
+    assert rule.leave(sight(0, 1, None)) == [True] * 4
+    rule.commit()
+    left = 0.01 - 0.08**2
+    assert rule._allowed(rule._plan, 0, 3) == pytest.approx(left)
+    assert rule.pay(0, 3, left * 0.99) and not rule.pay(0, 3, left * 0.02)
+    assert rule.pay(1, 3, left * 0.99)
+    assert rule.leave(sight(1, 1, None)) is None
+
+
 class Proposes:
     """Skips where a number is not above 1; the number is the error."""
 

@@ -10,7 +10,8 @@ row leaves at the first exit with
     d^2 <= min(E^2 - spent_b, max(share_k^2, (E^2 - spent_b) / (steps left)))
 
 where share_k is what the static plan of the same budget E pays at step k. The guidance branches of
-a row leave together. One read from the device at each exit.
+a row leave together. One read from the device at each exit. In the first step, before which nobody
+knows what the rows are, all of them leave by the static plan and pay its share.
 """
 
 from __future__ import annotations
@@ -49,13 +50,19 @@ class PerSample:
         self._course = course
         self._plan: StaticPlan | None = static_plan(self._exits, course, self._budget)
         self._snr: Tensor | None = None
-        self.spent: dict[int, float] = {}  # squares, by row
+        self.spent: dict[int, float] = {}  # squares, by row, but for those of the first step
+        self._first = 0.0  # what every row has spent in the first step
         self._pending: dict[int, float] = {}
 
     def leave(self, sight: Sight) -> Sequence[bool] | None:
         """Rows whose damage is allowed; those that leave have spent it."""
         plan, k = self._plan, sight.step
-        if plan is None or k >= len(plan.weights) or sight.pairs is None or self._budget == 0:
+        if plan is None or k >= len(plan.weights) or self._budget == 0:
+            return None
+        if sight.rows is None and k == 0 and plan.exits[0] == sight.exit:
+            self._first = plan.damages[0] ** 2
+            return [True] * len(sight.hidden)
+        if sight.pairs is None:
             return None
         branches, rows = sight.pairs
         damages = self._damages(sight, branches, len(rows)).tolist()  # the read of this exit
@@ -79,7 +86,7 @@ class PerSample:
         return True
 
     def _allowed(self, plan: StaticPlan, row: int, step: int) -> float:
-        left = self._budget**2 - self.spent.get(row, 0.0)
+        left = self._budget**2 - self._first - self.spent.get(row, 0.0)
         return min(left, max(plan.damages[step] ** 2, left / (len(plan.weights) - step)))
 
     def _damages(self, sight: Sight, branches: int, rows: int) -> Tensor:  # [rows]
