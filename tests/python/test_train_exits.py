@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import tiny_builders as build
 import torch
-from tiny_exits import BLOCKS
+from tiny_exits import BLOCKS, write_exits
 from tiny_pipelines import tiny_sd
 
 import sidestep
@@ -401,6 +401,31 @@ def test_the_command_trains_both(
     assert not end.value.code and json.loads(capsys.readouterr().out)["captions"] == 1
     assert seen[0].init == dit and seen[0].batch == 2
     assert all(getattr(seen[0], name) for name in SWITCHES)
+
+
+def test_compare_and_generate_leave_early(
+    dit: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = diffusers.DiffusionPipeline.from_pretrained(dit).transformer
+    exits = ["--exits", str(write_exits(model, tmp_path, after=(1,)))]
+    line = ["--model", str(dit), "--method", "early-exit", "--steps", "3", "--threshold", "9"]
+    out = ["--out", str(tmp_path / "x.png"), "--json"]
+    with pytest.raises(SystemExit) as end:
+        main(["compare", "red fox face", "bus", *line, *exits, *out])
+    plain, early = json.loads(capsys.readouterr().out)["results"]
+    assert not end.value.code and (tmp_path / "x.png").exists()
+    assert (plain["layers"], early["layers"]) == (None, 1.0)
+    assert early["method"] == "early-exit" and early["nfe"] == 3 and early["psnr"] < 90
+    for more, sentence in (
+        ([*line], "--exits: expected the file that `sidestep train exits` wrote"),
+        ([*line[:4], *exits, "--mode", "paper"], "EarlyExit: mode is 'paper', expected one of"),
+        ([*line[:2], *exits], "--exits: got it with --method adaptive, expected early-exit"),
+        (["--method", "early-exit", *exits], "UNet2DConditionModel: a UNet's blocks differ"),
+    ):
+        with pytest.raises(SystemExit) as end:
+            main(["generate", "bus", *more, "--out", str(tmp_path / "pictures")])
+        error = capsys.readouterr().err.strip().splitlines()[-1]
+        assert end.value.code == 2 and sentence in error
 
 
 def test_the_command_line_says_what_is_wrong(

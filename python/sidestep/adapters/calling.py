@@ -16,6 +16,7 @@ def own_size(pipe: Any) -> dict[str, Any]:
     settings: dict[str, Any] = {"use_resolution_binning": False, "clean_caption": False}
     length = getattr(getattr(pipe, "tokenizer", None), "model_max_length", None)
     given = known.get("max_sequence_length")
-    if given is not None and length is not None and isinstance(given.default, int):
+    single = not hasattr(pipe, "tokenizer_2")  # else the length is that of another one
+    if single and given is not None and length is not None and isinstance(given.default, int):
         settings["max_sequence_length"] = min(given.default, length)
     return {name: value for name, value in settings.items() if name in known}

@@ -27,6 +27,7 @@ def generate(
     blocks: common.Blocks = None,
     tolerance: common.Tolerance = None,
     iterations: common.Iterations = None,
+    exits: common.Exits = None,
     dtype: common.DtypeOption = Dtype.float32,
     device: common.DeviceOption = Device.auto,
     out: common.OutFolder = Path("sidestep-pictures"),
@@ -42,7 +43,7 @@ def generate(
     texts = common.gather_prompts(prompts, prompt_file, default="novel")
     settings = common.method_settings(
         method, mode=mode, threshold=threshold, max_skip=max_skip, blocks=blocks,
-        tolerance=tolerance, iterations=iterations,
+        tolerance=tolerance, iterations=iterations, exits=exits,
     )  # fmt: skip
     check_folder(out)
     pipe = load_pipeline(model, getattr(torch, dtype.value), device.value)
