@@ -278,6 +278,27 @@ def test_a_second_denoiser_and_the_whole_driver_are_refused(tmp_path: Path) -> N
         sidestep.enable(pipe, method)
 
 
+def test_a_compiled_model_is_refused(tmp_path: Path) -> None:
+    pipe = MODELS["PixArtTransformer2DModel"][0]()
+    method = EarlyExit(exits=write_exits(pipe.transformer, tmp_path))
+    pipe.transformer.compile()  # compiles when it is called
+    with pytest.raises(ValueError, match="PixArtTransformer2DModel is compiled, and every size"):
+        sidestep.enable(pipe, method)
+
+
+def test_steps_of_noise_are_no_hindrance(tmp_path: Path) -> None:
+    """Nothing is measured between steps, so that ancestral solvers do."""
+    pipe = MODELS["PixArtTransformer2DModel"][0]()
+    pipe.scheduler = diffusers.EulerAncestralDiscreteScheduler(**build.BETAS)
+    file = write_exits(pipe.transformer, tmp_path)
+    with sidestep.enable(pipe, EarlyExit(exits=file, threshold=0.3)) as handle:
+        generate(pipe, "PixArtTransformer2DModel", [1])
+        assert handle.summary().mean_depth < BLOCKS
+    reuse = sidestep.Adaptive()
+    with pytest.raises(ValueError, match="adds noise at every step, which hides how fast"):
+        sidestep.enable(pipe, EarlyExit(exits=file, reuse=reuse))
+
+
 def test_a_model_that_is_replaced_is_looked_at_again(tmp_path: Path) -> None:
     pipe = MODELS["PixArtTransformer2DModel"][0]()
     file = write_exits(pipe.transformer, tmp_path)
