@@ -2,7 +2,7 @@
 
 A skipped step is an exit before the first block. What it does to the finished picture is what the
 criterion of `Adaptive` foretells, v, added up over a run of skips (`gate`): a run as a whole costs
-the v^2 of its last step, and each step of it the increase. The row's ledger (`rules.sample`) pays
+the v of its last step, and each step of it the increase. The row's ledger (`rules.sample`) pays
 for it or the model is called.
 """
 
@@ -35,9 +35,9 @@ class OneBudget:
         values = [] if decision.value is None else decision.value.tolist()
         for row, value in enumerate(values):
             if not compute[row]:
-                square = max(value**2 - self._paid[row], 0.0)
-                if self._ledger.pay(row, seen.step + 1, square):
-                    self._paid[row] += square
+                more = max(value - self._paid[row], 0.0)
+                if self._ledger.pay(row, seen.step + 1, more):
+                    self._paid[row] += more
                     continue
                 compute[row], reasons[row] = True, "budget"
             self._paid[row] = 0.0

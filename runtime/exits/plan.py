@@ -5,12 +5,13 @@ An error e of the model's output at step k moves the finished latents by W_k e,
     W_k = S(lambda_k) g_k
 
 with g_k how far the solver carries it into the latents (`carried_error.carried`) and S what is left
-of that in the picture, measured. The errors of different steps are taken as independent, so that
-their squares add up, and the plan is the cheapest one within the budget E:
+of that in the picture, measured. An exit errs at one step much as it did at the step before, so
+that the damages of steps add up, and not only their squares. The plan is the cheapest one within
+the budget E:
 
-    minimise sum_k depth_k    subject to    sum_k (W_k e_{i_k, k})^2 <= E^2
+    minimise sum_k depth_k    subject to    sum_k W_k e_{i_k, k} <= E
 
-Lagrange's sweep: for a price mu every step takes the exit with the least depth + mu (W e)^2; the
+Lagrange's sweep: for a price mu every step takes the exit with the least depth + mu W e; the
 smallest price whose plan keeps the budget is found by bisection.
 """
 
@@ -79,24 +80,24 @@ def cheapest(
     budget: float,
 ) -> list[int]:  # [T]
     """The choice of each step by Lagrange's sweep; without a budget nobody leaves."""
-    squares, cost = damages**2, np.asarray(depths, dtype=np.float64)
+    cost = np.asarray(depths, dtype=np.float64)
 
     def choose(price: float) -> np.ndarray:  # [T]; of equals the deepest
-        total = cost + price * squares
+        total = cost + price * damages
         return total.shape[1] - 1 - total[:, ::-1].argmin(1)
 
     def spent(chosen: np.ndarray) -> float:
-        return float(np.take_along_axis(squares, chosen[:, None], 1).sum())
+        return float(np.take_along_axis(damages, chosen[:, None], 1).sum())
 
     if budget <= 0:
         return [len(depths) - 1] * len(damages)
-    if spent(choose(0.0)) <= budget**2:
+    if spent(choose(0.0)) <= budget:
         return choose(0.0).tolist()
-    tiny = squares[squares > 0].min()
+    tiny = damages[damages > 0].min()
     low, high = 0.0, 2 * float(cost[-1]) / tiny  # at this price nobody leaves
     for _ in range(_HALVINGS):
         middle = (low + high) / 2 if low == 0 or high / low < 4 else float(np.sqrt(low * high))
-        if spent(choose(middle)) <= budget**2:
+        if spent(choose(middle)) <= budget:
             high = middle
         else:
             low = middle

@@ -4,10 +4,9 @@ The damage that row b would do to its finished picture by leaving at exit i of s
 
     d = W_k exp(q90_i(b))        W_k: `plan`, q90: `Uncertainty`, of the guided output
 
-is what it has to pay. Squares add up, as errors of different steps are taken as independent; the
-row leaves at the first exit with
+is what it has to pay. The row leaves at the first exit with
 
-    d^2 <= min(E^2 - spent_b, max(share_k^2, (E^2 - spent_b) / (steps left)))
+    d <= min(E - spent_b, max(share_k, (E - spent_b) / (steps left)))
 
 where share_k is what the static plan of the same budget E pays at step k. The guidance branches of
 a row leave together. One read from the device at each exit. In the first step, before which nobody
@@ -50,7 +49,7 @@ class PerSample:
         self._course = course
         self._plan: StaticPlan | None = static_plan(self._exits, course, self._budget)
         self._snr: Tensor | None = None
-        self.spent: dict[int, float] = {}  # squares, by row, but for those of the first step
+        self.spent: dict[int, float] = {}  # by row, but for those of the first step
         self._first = 0.0  # what every row has spent in the first step
         self._pending: dict[int, float] = {}
 
@@ -60,7 +59,7 @@ class PerSample:
         if plan is None or k >= len(plan.weights) or self._budget == 0:
             return None
         if sight.rows is None and k == 0 and plan.exits[0] == sight.exit:
-            self._first = plan.damages[0] ** 2
+            self._first = plan.damages[0]
             return [True] * len(sight.hidden)
         if sight.pairs is None:
             return None
@@ -68,26 +67,26 @@ class PerSample:
         damages = self._damages(sight, branches, len(rows)).tolist()  # the read of this exit
         leaves = []
         for row, damage in zip(rows, damages, strict=True):
-            leaves.append(damage**2 <= self._allowed(plan, row, k))  # not so for what is no number
+            leaves.append(damage <= self._allowed(plan, row, k))  # not so for what is no number
             if leaves[-1]:
-                self._pending[row] = damage**2
+                self._pending[row] = damage
         return leaves * branches
 
-    def pay(self, row: int, step: int, square: float) -> bool:
-        """Whether the row may do so much damage at a step, squared; it has then spent it."""
+    def pay(self, row: int, step: int, damage: float) -> bool:
+        """Whether the row may do so much damage at a step; it has then spent it."""
         plan = self._plan
         if (
             plan is None
             or step >= len(plan.weights)
-            or not square <= self._allowed(plan, row, step)
+            or not damage <= self._allowed(plan, row, step)
         ):
             return False
-        self.spent[row] = self.spent.get(row, 0.0) + square
+        self.spent[row] = self.spent.get(row, 0.0) + damage
         return True
 
     def _allowed(self, plan: StaticPlan, row: int, step: int) -> float:
-        left = self._budget**2 - self._first - self.spent.get(row, 0.0)
-        return min(left, max(plan.damages[step] ** 2, left / (len(plan.weights) - step)))
+        left = self._budget - self._first - self.spent.get(row, 0.0)
+        return min(left, max(plan.damages[step], left / (len(plan.weights) - step)))
 
     def _damages(self, sight: Sight, branches: int, rows: int) -> Tensor:  # [rows]
         """d of every row."""
@@ -103,8 +102,8 @@ class PerSample:
 
     def commit(self) -> None:
         """What was allowed is spent."""
-        for row, square in self._pending.items():
-            self.spent[row] = self.spent.get(row, 0.0) + square
+        for row, damage in self._pending.items():
+            self.spent[row] = self.spent.get(row, 0.0) + damage
         self._pending = {}
 
     def cancel(self) -> None:

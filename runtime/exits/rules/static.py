@@ -1,6 +1,6 @@
 """The static plan: at each step all rows leave at the same exit. Nothing is read from the device.
 
-    minimise sum_k depth_k    subject to    sum_k (W_k e_{i_k, k})^2 <= E^2
+    minimise sum_k depth_k    subject to    sum_k W_k e_{i_k, k} <= E
 
 (`sidestep.runtime.exits.plan`), E being the threshold.
 """
