@@ -26,6 +26,7 @@ class Step:
     compute: list[bool]  # [rows]
     reasons: list[str]  # [rows]
     value: Tensor | None  # [rows]
+    layers: list[float] = field(default_factory=list)  # [rows] where rows may leave early
 
 
 @dataclass
@@ -46,6 +47,7 @@ class Generation:
     unseen: int = 0  # scheduler steps without a model call in between
     steps: list[Step] = field(default_factory=list)
     range: Any = None  # of the profiler, around the current step
+    blocks: int = 0  # of the model, where rows may leave it early
 
     @property
     def happened(self) -> bool:
@@ -119,6 +121,8 @@ class Generation:
             skip_map=skip_map,
             reasons=reasons,
             criterion=tuple(tuple(row) for row in criterion),
+            layers=tuple(tuple(s.layers[row] for s in steps) for row in rows if self.blocks),
+            blocks=self.blocks,
             note=self._note(reasons, criterion),
         )
 
@@ -138,6 +142,9 @@ class Generation:
             )
         if not self.steps:
             return "no generation has run yet"
-        if any("skipped" in row for row in reasons):
+        if self.blocks and all(min(step.layers) == self.blocks for step in self.steps):
+            why = "" if self.course.advances else ": the scheduler does not say how log-SNR rises"
+            return f"no row left early{why}"
+        if self.blocks or any("skipped" in row for row in reasons):
             return ""
         return nothing_skipped(reasons, criterion)

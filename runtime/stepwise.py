@@ -15,6 +15,7 @@ several.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -24,6 +25,7 @@ from torch.utils._pytree import tree_leaves
 
 from sidestep.runtime import ranges
 from sidestep.runtime.calls import Arguments, Call
+from sidestep.runtime.exits.leaving import Leaving
 from sidestep.runtime.generation import MAX_CALLS, Generation
 from sidestep.runtime.held import HeldOutput
 from sidestep.runtime.methods.criterion import Course, Criterion, Decision, Observation
@@ -36,15 +38,19 @@ Model = Callable[..., Any]
 class Stepwise:
     """Drives the model calls of a host's own sampling loop, one generation after another."""
 
-    def __init__(self, criterion: Criterion, *, method: str = "") -> None:
+    def __init__(
+        self, criterion: Criterion, *, method: str = "", leaving: Leaving | None = None
+    ) -> None:
         """Makes a driver.
 
         Args:
             criterion: Decides, after each step, which rows need the next one.
             method: What the summary calls the method.
+            leaving: Decides, within each model call, which rows leave it early; None for none.
         """
         self.criterion = criterion
         self.method = method
+        self.leaving = leaving
         self._generation = Generation()
         self._finished: Generation | None = None
         self._sizes: dict[Hashable, set[int]] = {}  # batches a host gave to a compiled model
@@ -58,6 +64,9 @@ class Stepwise:
         self.release()
         self._generation.begun = True
         self._generation.course = course or Course()
+        if self.leaving is not None:
+            self._generation.blocks = self.leaving.exits.blocks
+            self.leaving.begin(self._generation.course)
 
     @property
     def stepped(self) -> bool:
@@ -69,9 +78,18 @@ class Stepwise:
         """Whether the model was called since the last step."""
         return self._generation.called > 0
 
+    @property
+    def unplanned(self) -> bool:
+        """Whether rows may leave the coming model call early if `plan` comes before it."""
+        generation = self._generation
+        new = not generation.steps and not generation.called
+        return self.leaving is not None and new and generation.course.steps is None
+
     def plan(self, course: Course) -> None:
         """Says what `begin` does, for a host that knows only when it takes its first step."""
-        self._generation.course = course
+        planned, self._generation.course = self._generation.course, course
+        if self.leaving is not None and course != planned:
+            self.leaving.plan(course)
 
     def release(self) -> None:
         """The generation is over: frees what is held, and keeps what the summary needs."""
@@ -117,13 +135,14 @@ class Stepwise:
         sample = arguments.sample
         call = generation.find_call(key, arguments.condition)
         compute = self._rows_to_compute(call, arguments)
-        output = call.make(
-            arguments,
-            compute,
-            step=len(generation.steps),
-            history=self.criterion.history,
-            sizes=self._sizes_of(key, sample) if compiled else None,
-        )
+        with self._letting_leave(arguments, compute):
+            output = call.make(
+                arguments,
+                compute,
+                step=len(generation.steps),
+                history=self.criterion.history,
+                sizes=self._sizes_of(key, sample) if compiled else None,
+            )
         generation.called += 1
         generation.ticks += compute is None or bool(compute)
         if compute is not None:
@@ -133,6 +152,17 @@ class Stepwise:
             (leaf.shape for leaf in tree_leaves(output) if isinstance(leaf, Tensor)), None
         )
         return output
+
+    def _letting_leave(
+        self, arguments: Arguments, compute: list[int] | None
+    ) -> AbstractContextManager[None]:
+        """Around the evaluation of these rows of the model's batch, None for all of them."""
+        generation, sample = self._generation, arguments.sample
+        if self.leaving is None or sample is None or compute == []:
+            return nullcontext()
+        rows = generation.rows if generation.rows and len(sample) % generation.rows == 0 else 0
+        places = list(range(len(sample))) if compute is None else compute
+        return self.leaving.call(len(generation.steps), rows, places, arguments.kwargs)
 
     def assist(
         self,
@@ -287,6 +317,8 @@ class Stepwise:
             step_sizes = step_sizes[: len(step_sizes) // copies].reshape(len(x), -1).mean(1)
         generation = self._with_rows(len(x))
         taken = generation.end_step(self.criterion.history)
+        if self.leaving is not None:
+            taken.layers = self.leaving.end_step(taken.compute)
         if len(generation.steps) == generation.course.steps:
             self.release()
             return

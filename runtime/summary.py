@@ -35,10 +35,11 @@ class Summary:
         steps: Scheduler steps.
         skip_map: ``[images][steps]``, True where the model was called.
         reasons: ``[images][steps]``: "skipped", or why it was not: "warm-up", "criterion", "cap",
-            "last", "serial" (no method), "output hidden" (from the criterion); where a row could
-            have skipped and had nothing to skip with, "no output to reuse", "batch changed",
-            "prompt changed", "gradient wanted", "no batch found" (among the model's arguments) or
-            "no place for the offset" (in its output).
+            "last", "serial" (no method), "every" (the method skips none), "budget" (of `EarlyExit`,
+            spent), "output hidden" (from the criterion); where a row could have skipped and had
+            nothing to skip with, "no output to reuse", "batch changed", "prompt changed", "gradient
+            wanted", "no batch found" (among the model's arguments) or "no place for the offset" (in
+            its output).
         criterion: ``[images][steps]``, the number that decided the step, NaN where none did.
         note: Why nothing was skipped, or what else is to be known; empty if nothing is.
         iterations: ``[images]`` of SRDS, after which each was done; -1 where it was not. Empty
@@ -47,6 +48,9 @@ class Summary:
         image_ticks: ``[images]`` of SRDS, sequential model calls of each image.
         graphs: Of the whole-trajectory driver on a CUDA device: how many CUDA graphs it captured
             and how often it replayed one, or why there were none; empty elsewhere.
+        layers: ``[images][steps]`` of `EarlyExit`, blocks that the model has run, in the mean over
+            the guidance branches; 0 where it was not called. Empty without.
+        blocks: All blocks of the model.
     """
 
     method: str
@@ -61,6 +65,14 @@ class Summary:
     errors: tuple[float, ...] = ()
     image_ticks: tuple[int, ...] = ()
     graphs: str = ""
+    layers: tuple[tuple[float, ...], ...] = ()
+    blocks: int = 0
+
+    @property
+    def mean_depth(self) -> float:
+        """Blocks a step of an image, in the mean; NaN without `layers`."""
+        flat = [depth for row in self.layers for depth in row]
+        return sum(flat) / len(flat) if flat else math.nan
 
     def __str__(self) -> str:
         """One line for the generation and one for each image."""
@@ -73,6 +85,9 @@ class Summary:
                 f": {self.steps} steps, {len(self.nfe)} images, {mean:.1f} model calls per image"
                 f"{fewer}, {self.ticks} sequential calls"
             )
+        if self.layers:
+            share = self.mean_depth / self.blocks
+            lines[0] += f", {self.mean_depth:.1f} of {self.blocks} blocks a step ({share:.0%})"
         for i, (called, reasons) in enumerate(zip(self.skip_map, self.reasons, strict=True)):
             marks = "".join("#" if call else "." for call in called)
             counts = Counter(reasons)

@@ -25,6 +25,7 @@ _EXPORTS = {
     "BackendUnavailable": "sidestep.kernels",
     "Calibration": "sidestep.runtime.calibration",
     "DynamicThreshold": "sidestep.runtime.thresholding",
+    "EarlyExit": "sidestep.runtime.methods.early_exit",
     "Engine": "sidestep.runtime.engine",
     "EngineLoop": "sidestep.runtime.engine_loop",
     "Plan": "sidestep.runtime.plan",
@@ -49,6 +50,7 @@ __all__ = [
     "BackendUnavailable",
     "Calibration",
     "DynamicThreshold",
+    "EarlyExit",
     "Engine",
     "EngineLoop",
     "Plan",
@@ -77,6 +79,7 @@ if TYPE_CHECKING:
     from sidestep.runtime.engine import Engine, QueueFull, Request, Result
     from sidestep.runtime.engine_loop import EngineLoop
     from sidestep.runtime.methods.adaptive import Adaptive
+    from sidestep.runtime.methods.early_exit import EarlyExit
     from sidestep.runtime.methods.srds import SRDS
     from sidestep.runtime.plan import Plan
     from sidestep.runtime.ranks import RankError, Ranks

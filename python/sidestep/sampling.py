@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sidestep.adapters.calling import own_size
 from sidestep.adapters.catalogue import make_scheduler, solver_name
 from sidestep.adapters.enable import enable
 from sidestep.errors import UserError
@@ -62,6 +63,8 @@ class Run:
         iterations: N iterations of SRDS; empty for others.
         errors: N errors in the latents as SRDS estimates them, root mean square.
         image_ticks: N sequential model calls of each image by SRDS.
+        layers: N blocks of the model that each image ran a step, in the mean, by `EarlyExit`; empty
+            for others.
     """
 
     job: Job
@@ -77,6 +80,7 @@ class Run:
     iterations: list[int] = field(default_factory=list)
     errors: list[float] = field(default_factory=list)
     image_ticks: list[int] = field(default_factory=list)
+    layers: list[float] = field(default_factory=list)
 
     @property
     def median_seconds(self) -> float:
@@ -154,7 +158,13 @@ def _warm_up(pipe: Any, prompts: list[str], guidance: float) -> None:
     """
     try:
         with torch.no_grad():
-            pipe(prompts, num_inference_steps=1, guidance_scale=guidance, output_type="pt")
+            pipe(
+                prompts,
+                num_inference_steps=1,
+                guidance_scale=guidance,
+                output_type="pt",
+                **own_size(pipe),
+            )
     except RuntimeError as error:
         if not any(words in str(error) for words in ("size of tensor", "cannot be multiplied")):
             raise
@@ -188,6 +198,7 @@ def _call(
                     generator=generators,
                     output_type="pt",
                     callback_on_step_end=after_step,
+                    **own_size(pipe),
                 ).images
         except ValueError as error:
             raise UserError(f"{job.label}: {error}") from error
@@ -219,6 +230,7 @@ def _timed(
         summary = handle.summary()
     run.nfe += list(summary.nfe)
     run.ticks.append(summary.ticks)
+    run.layers += [statistics.mean(row) for row in summary.layers]
     if summary.iterations:
         run.iterations += summary.iterations
         run.errors += summary.errors

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from typing import Protocol, runtime_checkable
 
 from torch import Tensor
@@ -29,6 +30,11 @@ class Course:
     log_snr: Sequence[float] | None = None
     prediction: str | None = None
     multistep: bool = False
+
+    @property
+    def advances(self) -> bool:
+        """Whether lambda is known, and rises at every step: no step has a second stage."""
+        return self.log_snr is not None and all(a < b for a, b in pairwise(self.log_snr))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

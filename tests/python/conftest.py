@@ -35,3 +35,16 @@ def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Stable Diffusion pipeline folder with a UNet of a few thousand weights."""
     return tiny_emoji.write_pipeline(tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def dit(package: Path, tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny emoji-dit that has learned a little."""
+    from sidestep.training.emoji_dit import TransformerTraining, train_transformer
+
+    out = tmp_path_factory.mktemp("models") / "dit"
+    settings = TransformerTraining(
+        out=out, data=package, init=tiny, batch=8, layers=3, heads=2, head_size=8, coloured=8,
+        collages=8, iterations=40, lr=1e-2,
+    )  # fmt: skip
+    return train_transformer(settings).out

@@ -202,7 +202,7 @@ def test_bad_folders_are_refused_and_nothing_is_written(
     empty.mkdir()
     with pytest.raises(UserError, match=r"npm pack emoji-datasource-google@16\.0\.0"):
         train(settings(empty, tiny, out))
-    with pytest.raises(UserError, match="not a Stable Diffusion pipeline folder, it has no"):
+    with pytest.raises(UserError, match="not the pipeline folder to start from, it has no"):
         train(settings(package, empty, out))
     with pytest.raises(UserError, match="exists and is not a pipeline folder"):
         train(settings(package, tiny, empty))

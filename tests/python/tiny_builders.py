@@ -201,11 +201,11 @@ def tiny_latent_diffusion() -> Any:
 # -- transformers -------------------------------------------------------------------------------
 
 
-def tiny_sd3() -> Any:
+def tiny_sd3(layers: int = 2) -> Any:
     transformer = seeded(
         diffusers.SD3Transformer2DModel,
         "proj_out",
-        sample_size=8, patch_size=1, in_channels=4, num_layers=2, attention_head_dim=8,
+        sample_size=8, patch_size=1, in_channels=4, num_layers=layers, attention_head_dim=8,
         num_attention_heads=2, caption_projection_dim=16, joint_attention_dim=WIDTH,
         pooled_projection_dim=12, out_channels=4,
     )  # fmt: skip
@@ -222,11 +222,12 @@ def tiny_sd3() -> Any:
     )  # fmt: skip
 
 
-def tiny_flux() -> Any:
+def tiny_flux(layers: int = 1, single: int = 1) -> Any:
     transformer = seeded(
         diffusers.FluxTransformer2DModel,
         "proj_out",
-        patch_size=1, in_channels=16, num_layers=1, num_single_layers=1, attention_head_dim=16,
+        patch_size=1, in_channels=16, num_layers=layers, num_single_layers=single,
+        attention_head_dim=16,
         num_attention_heads=2, joint_attention_dim=WIDTH, pooled_projection_dim=12,
         axes_dims_rope=(4, 4, 8), guidance_embeds=True,
     )  # fmt: skip
@@ -240,11 +241,11 @@ def tiny_flux() -> Any:
     )
 
 
-def tiny_pixart() -> Any:
+def tiny_pixart(layers: int = 2) -> Any:
     transformer = seeded(
         diffusers.PixArtTransformer2DModel,
         "proj_out",
-        sample_size=8, num_layers=2, patch_size=2, attention_head_dim=8, num_attention_heads=2,
+        sample_size=8, num_layers=layers, patch_size=2, attention_head_dim=8, num_attention_heads=2,
         caption_channels=WIDTH, in_channels=4, cross_attention_dim=16, out_channels=8,
         norm_type="ada_norm_single", use_additional_conditions=False,
     )  # fmt: skip
@@ -259,11 +260,11 @@ def tiny_pixart() -> Any:
     )
 
 
-def tiny_dit() -> Any:
+def tiny_dit(layers: int = 2) -> Any:
     transformer = seeded(
         diffusers.DiTTransformer2DModel,
         "proj_out_2",
-        sample_size=8, num_layers=2, patch_size=4, attention_head_dim=8, num_attention_heads=2,
+        sample_size=8, num_layers=layers, patch_size=4, attention_head_dim=8, num_attention_heads=2,
         in_channels=4, out_channels=8, attention_bias=True, num_embeds_ada_norm=1000,
         norm_elementwise_affine=False,
     )  # fmt: skip

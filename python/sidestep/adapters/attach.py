@@ -21,6 +21,8 @@ from sidestep.adapters.capture_layout import is_doubled
 from sidestep.adapters.refusals import NoiseGuard
 from sidestep.adapters.swap import restore
 from sidestep.adapters.trajectory import WholeTrajectory
+from sidestep.runtime.exits.layouts import Blocks, Layout
+from sidestep.runtime.stepwise import Stepwise
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -37,6 +39,14 @@ class Part:
     name: str  # empty for the pipeline itself
     role: str
     why: str
+
+
+@dataclass(frozen=True)
+class BlockPart(Part):
+    """One block of a transformer that rows may leave early."""
+
+    index: int
+    blocks: Blocks
 
 
 PARTS = (
@@ -80,8 +90,19 @@ def parts_of(pipe: DiffusionPipeline) -> list[tuple[Part, Any]]:
     return found
 
 
+def blocks_of(model: Any, layout: Layout) -> list[tuple[Part, Any]]:
+    """Every block of a transformer, in order: rows may leave after it."""
+    why = "rows leave after it"
+    return [
+        (BlockPart(f"block {i}", "block", why, index=i, blocks=blocks), block)
+        for i, (blocks, block) in enumerate(layout.of(model))
+    ]
+
+
 def overrides_of(handle: Handle, part: Part, plain: Any) -> Overrides:
     """The methods that an object of class ``plain`` gets, for its part in the table."""
+    if isinstance(part, BlockPart):
+        return block_overrides(handle, part, plain)
     if part.role == "pipeline":
         return _of_pipeline(handle, plain)
     if part.role == "scheduler":
@@ -129,6 +150,20 @@ def _of_pipeline(handle: Handle, plain: Any) -> Overrides:
     return {"__call__": __call__, "__deepcopy__": __deepcopy__}
 
 
+def block_overrides(holder: Any, part: BlockPart, plain: Any) -> Overrides:
+    """A block's call goes through the passage of ``holder``, while it has one."""
+    call_block = plain.__call__
+
+    def __call__(block: Any, *args: Any, **kwargs: Any) -> Any:
+        passage = holder.passage
+        if passage is None:
+            return call_block(block, *args, **kwargs)
+        call = functools.partial(call_block, block)
+        return passage.through(part.index, part.blocks, call, args, kwargs)
+
+    return {"__call__": __call__}
+
+
 def _of_network(handle: Handle, plain: Any, part: Part) -> Overrides:
     call_model = plain.__call__
 
@@ -138,6 +173,9 @@ def _of_network(handle: Handle, plain: Any, part: Part) -> Overrides:
         if not handle._has(handle._pipe.scheduler):  # replaced, and its set_timesteps unseen
             handle._begin()
         driver, call = handle._driver, functools.partial(call_model, model)
+        if isinstance(driver, Stepwise) and driver.unplanned and "timestep" in kwargs:
+            announced = _announced(handle)
+            driver.plan(course_of(handle._pipe.scheduler, kwargs["timestep"], announced))
         stand_in = driver.assist if part.role == "assistant" else driver.predict
         key = (part.name, handle._branch)
         return stand_in(call, args, kwargs, key=key, compiled=part.name in handle._compiled)
@@ -167,16 +205,19 @@ def _of_scheduler(handle: Handle, plain: Any) -> Overrides:
         given = signature.bind(scheduler, *args, **kwargs).arguments
         x: Tensor = given["sample"]
         driver = handle._driver
-        announced = getattr(handle._pipe, "_num_timesteps", None) if handle._calling else None
+        announced = _announced(handle)
         if isinstance(driver, WholeTrajectory):
             return driver.step(scheduler, given, announced)
         _refuse_views(handle, given["timestep"], driver.called)
         first = not driver.stepped
         if first:
             driver.plan(course_of(scheduler, given["timestep"], announced))
-        guard = NoiseGuard(scheduler, given.get("generator"), x.device)
+        guard = (
+            NoiseGuard(scheduler, given.get("generator"), x.device) if handle._measures else None
+        )
         output = take_step(scheduler, *args, **kwargs)
-        guard.check()
+        if guard is not None:
+            guard.check()
         x_next = output[0] if isinstance(output, tuple) else output.prev_sample
         if first:
             handle._copies = _copies(handle._pipe, x_next)
@@ -194,6 +235,11 @@ def _of_scheduler(handle: Handle, plain: Any) -> Overrides:
         return result
 
     return {"step": step, "set_timesteps": set_timesteps}
+
+
+def _announced(handle: Handle) -> int | None:
+    """The number of steps that the pipeline itself gives, while it runs."""
+    return getattr(handle._pipe, "_num_timesteps", None) if handle._calling else None
 
 
 def _refuse_views(handle: Handle, timestep: Any, called: bool) -> None:

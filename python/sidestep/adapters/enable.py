@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal
 
-from sidestep.adapters.attach import Part, is_compiled, overrides_of, parts_of
+from sidestep.adapters.attach import Part, blocks_of, is_compiled, overrides_of, parts_of
 from sidestep.adapters.calibrated import (
     course_of_call,
     refuse_other_pipeline,
@@ -14,8 +14,12 @@ from sidestep.adapters.refusals import refuse_unsuitable
 from sidestep.adapters.swap import owner_of, restore, swap
 from sidestep.adapters.trajectory import OnStep, WholeTrajectory
 from sidestep.runtime.calibration import Calibration
+from sidestep.runtime.exits.flight import Passage
+from sidestep.runtime.exits.layouts import layout_of
+from sidestep.runtime.exits.leaving import Leaving
 from sidestep.runtime.methods.adaptive import Adaptive
 from sidestep.runtime.methods.criterion import Method
+from sidestep.runtime.methods.early_exit import EarlyExit
 from sidestep.runtime.methods.srds import SRDS
 from sidestep.runtime.stepwise import Stepwise
 from sidestep.runtime.summary import Summary
@@ -78,6 +82,8 @@ def enable(
     driver = driver or ("whole" if parallel else "stepwise")
     if driver == "stepwise" and parallel:
         raise ValueError("enable: SRDS runs many steps at once, expected driver='whole'")
+    if driver == "whole" and isinstance(method, EarlyExit):
+        raise ValueError("enable: EarlyExit leaves within model calls, expected driver='stepwise'")
     if driver not in ("stepwise", "whole"):
         raise ValueError(f"enable: driver is {driver!r}, expected 'stepwise' or 'whole'")
     if on_step is not None and driver == "stepwise":
@@ -143,7 +149,11 @@ class Handle:
         elif driver == "whole" or method is None or isinstance(method, SRDS):
             self._driver = WholeTrajectory(method, on_step, ranks, graphs)
         else:
-            self._driver = Stepwise(method.criterion(), method=repr(method))
+            leaving = _leaving(pipe, method) if isinstance(method, EarlyExit) else None
+            criterion = method.criterion()
+            if isinstance(method, EarlyExit):
+                criterion = method.criterion(leaving)
+            self._driver = Stepwise(criterion, method=repr(method), leaving=leaving)
         path = getattr(method, "calibration", None)
         self._calibration = None if path is None else Calibration.load(path)
         self._attached: list[Any] = []
@@ -152,6 +162,23 @@ class Handle:
         self._branch: str | None = None  # the guidance branch, where the pipeline says it
         self._timestep: Any = None  # of the last step
         self._copies = 1  # of every latent in the scheduler's batch
+
+    @property
+    def passage(self) -> Passage | None:
+        """What the blocks of the model go through now."""
+        leaving = self._leaving
+        return None if leaving is None or not self.active else leaving.passage
+
+    @property
+    def _leaving(self) -> Leaving | None:
+        return self._driver.leaving if isinstance(self._driver, Stepwise) else None
+
+    @property
+    def _measures(self) -> bool:
+        """Whether the method decides by how fast the picture changes."""
+        if isinstance(self.method, EarlyExit):
+            return self.method.reuse is not None
+        return isinstance(self.method, Method)
 
     def disable(self) -> None:
         """Leaves the pipeline as `enable` found it. Once is enough, more does no harm."""
@@ -181,6 +208,8 @@ class Handle:
     def _attach(self) -> None:
         """Attaches to what the pipeline holds now, and lets go of what it no longer holds."""
         wanted = parts_of(self._pipe)
+        if self._leaving is not None:
+            wanted = self._with_blocks(self._leaving, wanted)
         new: list[tuple[Part, Any]] = [pair for pair in wanted if not self._has(pair[1])]
         for part, obj in wanted:
             if getattr(obj, "is_cache_enabled", False):
@@ -190,7 +219,7 @@ class Handle:
                 )
         for _, obj in new:
             _refuse_owned(obj)
-        if isinstance(self.method, Method) and not self._has(self._pipe.scheduler):
+        if self._measures and not self._has(self._pipe.scheduler):
             refuse_unsuitable(self._pipe.scheduler)
         if self._calibration is not None and any(part.role != "pipeline" for part, _ in new):
             refuse_other_pipeline(self._pipe, self._calibration)
@@ -202,9 +231,29 @@ class Handle:
             restore(obj)  # a copy of an attached object carries the class of another handle
             follow = part.role == "scheduler"
             swap(obj, self, overrides_of(self, part, type(obj)), copies_follow=follow)
-        self._compiled = {part.name for part, obj in wanted if is_compiled(obj)}
+        self._compiled = {p.name for p, obj in wanted if p.role != "block" and is_compiled(obj)}
         self._branch, self._timestep = None, None
         self.active = True
+
+    def _with_blocks(
+        self, leaving: Leaving, parts: list[tuple[Part, Any]]
+    ) -> list[tuple[Part, Any]]:
+        """The blocks of the model too; raises ValueError for a model that its rows cannot leave."""
+        models = [obj for part, obj in parts if part.role == "model"]
+        if len(models) > 1:
+            raise ValueError(
+                f"enable: {type(self._pipe).__name__} has {len(models)} denoisers, and the exits "
+                "of one are not those of another"
+            )
+        model = models[0]
+        if not self._has(model):
+            if is_compiled(model):
+                raise ValueError(
+                    f"enable: {type(model).__name__} is compiled, and every size that its batch "
+                    "shrinks to would be compiled anew; EarlyExit needs it as it was"
+                )
+            leaving.exits.check_model(model)
+        return [*parts, *blocks_of(model, leaving.layout)]
 
     def _has(self, obj: Any) -> bool:
         return any(obj is attached for attached in self._attached)
@@ -219,6 +268,12 @@ class Handle:
         if self._calibration is not None:
             known = course_of_call(self._pipe, scheduler, self._calling)
             warn_of_other_course(self._calibration, *known)
+
+
+def _leaving(pipe: Any, method: EarlyExit) -> Leaving:
+    """The state of early exits; raises ValueError for a class that they are not known for."""
+    models = [obj for part, obj in parts_of(pipe) if part.role == "model"]
+    return method.leaving(method.file(), layout_of(models[0]))
 
 
 def _refuse_owned(obj: Any) -> None:

@@ -15,6 +15,7 @@ from sidestep.errors import UserError
 
 if TYPE_CHECKING:
     from sidestep.runtime.methods.adaptive import Adaptive
+    from sidestep.runtime.methods.early_exit import EarlyExit
     from sidestep.runtime.methods.srds import SRDS
     from sidestep.sampling import Job, Run
 
@@ -25,6 +26,7 @@ class Method(str, Enum):
     serial = "serial"
     adaptive = "adaptive"
     srds = "srds"
+    early_exit = "early-exit"
     auto = "auto"
 
 
@@ -64,13 +66,16 @@ Seed = Annotated[int, typer.Option(help="Image i starts from seed + i.")]
 Batch = Annotated[int, typer.Option(help="Images a batch.")]
 Mode = Annotated[
     str | None,
-    typer.Option(help="Adaptive: the criterion. learned if not given; error-control, paper, ..."),
+    typer.Option(
+        help="Adaptive: the criterion, learned if not given; error-control, paper, ... Early exit: "
+        "static, sample or adadiff, as the exits are."
+    ),
 ]
 Threshold = Annotated[
     float | None,
     typer.Option(
-        help="Adaptive: reuse while the criterion is below; larger is faster. The mode's own if "
-        "not given."
+        help="Adaptive: reuse while the criterion is below. Early exit: what the picture may lose. "
+        "Larger is faster; the mode's own if not given."
     ),
 ]
 MaxSkip = Annotated[
@@ -96,6 +101,9 @@ Tolerance = Annotated[
 ]
 Iterations = Annotated[
     int | None, typer.Option(help="SRDS: most iterations. As many as blocks if not given.")
+]
+Exits = Annotated[
+    Path | None, typer.Option(help="Early exit: the file that `sidestep train exits` wrote.")
 ]
 DeviceOption = Annotated[
     Device, typer.Option("--device", help="auto: the GPU if torch sees one, else the CPU.")
@@ -173,8 +181,9 @@ def _finite(value: Any) -> Any:
 MethodOption = Annotated[
     Method,
     typer.Option(
-        help="adaptive makes fewer model calls, srds makes many at once, auto measures whether "
-        "srds is quicker here, serial is the plain loop."
+        help="adaptive makes fewer model calls, srds makes many at once, early-exit runs fewer "
+        "blocks of a transformer, auto measures whether srds is quicker here, serial is the plain "
+        "loop."
     ),
 ]
 Against = Annotated[
@@ -196,23 +205,26 @@ def method_settings(
     blocks: int | None = None,
     tolerance: float | None = None,
     iterations: int | None = None,
-) -> Adaptive | SRDS | None:
+    exits: Path | None = None,
+) -> Adaptive | SRDS | EarlyExit | None:
     """The settings of a method; None for the plain loop, and for `auto`, which is not decided yet.
 
     Raises:
         UserError: A setting is out of its range, or belongs to another method.
     """
     from sidestep.runtime.methods.adaptive import DEFAULT_MODE, Adaptive
+    from sidestep.runtime.methods.early_exit import EarlyExit
     from sidestep.runtime.methods.srds import SRDS
 
     owners = {
-        "--mode": (mode, [Method.adaptive]),
-        "--threshold": (threshold, [Method.adaptive]),
+        "--mode": (mode, [Method.adaptive, Method.early_exit]),
+        "--threshold": (threshold, [Method.adaptive, Method.early_exit]),
         "--max-skip": (max_skip, [Method.adaptive]),
         "--calibration": (calibration, [Method.adaptive]),
         "--blocks": (blocks, [Method.srds]),
         "--tolerance": (tolerance, [Method.srds, Method.auto]),
         "--iterations": (iterations, [Method.srds]),
+        "--exits": (exits, [Method.early_exit]),
     }
     for option, (value, methods) in owners.items():
         if value is not None and method not in methods:
@@ -225,6 +237,10 @@ def method_settings(
                 mode=mode or DEFAULT_MODE, threshold=threshold, max_skip=max_skip,
                 calibration=None if calibration is None else str(calibration),
             )  # fmt: skip
+        if method is Method.early_exit:
+            if exits is None:
+                raise UserError("--exits: expected the file that `sidestep train exits` wrote")
+            return EarlyExit(exits=exits, mode=mode, threshold=threshold)
         settings = SRDS(blocks=blocks, tolerance=allowed, max_iterations=iterations)
     except ValueError as error:
         raise UserError(str(error)) from error

@@ -34,6 +34,7 @@ def compare(
     blocks: common.Blocks = None,
     tolerance: common.Tolerance = None,
     iterations: common.Iterations = None,
+    exits: common.Exits = None,
     dtype: common.DtypeOption = Dtype.float32,
     device: common.DeviceOption = Device.auto,
     out: common.Out = Path("sidestep-compare.png"),
@@ -55,8 +56,8 @@ def compare(
     )
     texts = common.gather_prompts(prompts, prompt_file, default="novel")
     settings = common.method_settings(
-        method, mode=mode, threshold=threshold, max_skip=max_skip,
-        calibration=calibration, blocks=blocks, tolerance=tolerance, iterations=iterations,
+        method, mode=mode, threshold=threshold, max_skip=max_skip, calibration=calibration,
+        blocks=blocks, tolerance=tolerance, iterations=iterations, exits=exits,
     )  # fmt: skip
     check_writable(out)
     pipe = load_pipeline(model, getattr(torch, dtype.value), device.value)
@@ -103,7 +104,7 @@ def _result(run: Run, plain: Run, batch: int) -> dict[str, Any]:
         "psnr": None if same else mean_psnr(decibels),
         "psnr_p10": None if same else percentile(decibels, 0.1),
         "ssim": None if same else sum(values := ssim(run.images, plain.images)) / len(values),
-        "layers": None,
+        "layers": sum(run.layers) / len(run.layers) if run.layers else None,
         "iterations": sum(run.iterations) / len(run.iterations) if run.iterations else None,
     }
 
@@ -118,7 +119,7 @@ def _draw(runs: list[Run], texts: list[str], out: Path, settings: Any) -> list[P
     rows = [(label, run.images[:shown]) for label, run in zip(labels, runs, strict=True)]
     save_figure(picture_grid(rows, texts[:shown], captions), out)
     files = [out]
-    if chosen.called is not None and chosen.criterion is not None:
+    if chosen.called is not None and chosen.criterion is not None and not chosen.layers:
         chart = out.with_name(f"{out.stem}-calls{out.suffix}")
         save_figure(calls_chart(chosen.called, chosen.criterion, settings.threshold, texts), chart)
         files.append(chart)
@@ -129,6 +130,8 @@ def _captions(run: Run) -> list[str]:
     """For each picture what it took."""
     if run.iterations:
         return [f"{n} calls in a row" for n in run.image_ticks]
+    if run.layers:
+        return [f"{depth:.1f} blocks a step" for depth in run.layers]
     return [f"{n:.0f} calls" for n in run.nfe]
 
 
@@ -147,6 +150,8 @@ def _print_table(results: list[dict[str, Any]]) -> None:
         )  # fmt: skip
     Console().print(table)
     for r in results:
+        if r["layers"] is not None:
+            print(f"{r['method']}: {r['layers']:.1f} blocks a step")
         if r["iterations"] is not None:
             print(
                 f"{r['method']}: {r['iterations']:.1f} iterations, {r['ticks']:.1f} calls in a row"

@@ -28,6 +28,7 @@ def generate(
     blocks: common.Blocks = None,
     tolerance: common.Tolerance = None,
     iterations: common.Iterations = None,
+    exits: common.Exits = None,
     dtype: common.DtypeOption = Dtype.float32,
     device: common.DeviceOption = Device.auto,
     out: common.OutFolder = Path("sidestep-pictures"),
@@ -42,8 +43,8 @@ def generate(
     common.check_run(guidance=guidance, seed=seed, steps=steps, batch=batch)
     texts = common.gather_prompts(prompts, prompt_file, default="novel")
     settings = common.method_settings(
-        method, mode=mode, threshold=threshold, max_skip=max_skip,
-        calibration=calibration, blocks=blocks, tolerance=tolerance, iterations=iterations,
+        method, mode=mode, threshold=threshold, max_skip=max_skip, calibration=calibration,
+        blocks=blocks, tolerance=tolerance, iterations=iterations, exits=exits,
     )  # fmt: skip
     check_folder(out)
     pipe = load_pipeline(model, getattr(torch, dtype.value), device.value)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import sys
+from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from sidestep.cli import common
+from sidestep.errors import UserError
 
 app = typer.Typer(no_args_is_help=True, help="Training of what ships with sidestep.")
 
@@ -142,6 +144,111 @@ def adaptive(
         result = train_predictor(settings, advance, _tell)
     figures = {"samples": result.samples, "explained": result.explained}
     _report("adaptive", result, as_json, **figures)
+
+
+class ExitsMode(str, Enum):
+    """How exits are trained."""
+
+    excess = "excess"
+    faithful = "faithful"
+
+
+@app.command("exits")
+def exits(
+    model: Annotated[str, typer.Argument(help="A bundled model or a local diffusers folder.")],
+    out: Annotated[Path, typer.Option(help="excess: the file to write; faithful: the folder.")],
+    mode: Annotated[
+        ExitsMode,
+        typer.Option(
+            help="excess: exits of the model as it is, from its own trajectories; faithful: "
+            "AdaDiff, which trains the model on."
+        ),
+    ] = ExitsMode.excess,
+    iterations: Annotated[
+        int | None, typer.Option(help="Length in steps. excess: 1500 if not given.")
+    ] = None,
+    batch: Annotated[
+        int | None, typer.Option(help="excess: pictures a run, 16; faithful: a step, 32.")
+    ] = None,
+    lr: Annotated[
+        float | None, typer.Option(help="Peak learning rate. excess: 1e-3; faithful: 2e-4.")
+    ] = None,
+    prompts: Annotated[
+        str | None, typer.Option(help="excess: a file, one a line. Default: the model's captions.")
+    ] = None,
+    steps: Annotated[int | None, typer.Option(help="excess: of a trajectory, 20.")] = None,
+    guidance: Annotated[float | None, typer.Option(help="excess: guidance scale, 7.5.")] = None,
+    trajectories: Annotated[int | None, typer.Option(help="excess: trained on, 64.")] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="faithful: where the emoji-datasource packages are.")
+    ] = None,
+    minutes: Annotated[float | None, typer.Option(help="faithful: length by the clock.")] = None,
+    resume: Annotated[
+        bool, typer.Option(help="faithful: go on from OUT.checkpoint if it is there.")
+    ] = False,
+    released: Annotated[
+        bool, typer.Option(help="faithful: with the deviations of AdaDiff's released code.")
+    ] = False,
+    seed: common.Seed = 0,
+    threads: Threads = 0,
+    as_json: common.Json = False,
+) -> None:
+    """Trains the exits of `EarlyExit` for a transformer that rows may leave early."""
+    own: dict[ExitsMode, dict[str, Any]] = {
+        ExitsMode.excess: {
+            "prompts": prompts, "steps": steps, "guidance": guidance, "trajectories": trajectories,
+        },
+        ExitsMode.faithful: {
+            "data": data, "minutes": minutes, "resume": resume or None,
+            "released": released or None,
+        },
+    }  # fmt: skip
+    for other, options in own.items():
+        for name, value in options.items():
+            if other is not mode and value is not None:
+                raise UserError(f"--{name}: belongs to --mode {other.value}, got {mode.value}")
+    given = {"iterations": iterations, "batch": batch, "lr": lr, **own[mode]}
+    given = {name: value for name, value in given.items() if value is not None}
+    given |= {"out": out, "seed": seed, "threads": threads}
+    train = _excess if mode is ExitsMode.excess else _faithful
+    train(model, given, as_json)
+
+
+def _excess(model: str, given: dict[str, Any], as_json: bool) -> None:
+    from sidestep.models import load_pipeline, load_prompts
+    from sidestep.report.progress import progress
+    from sidestep.training.exits_excess import (
+        ExcessTraining,
+        pipeline_runs,
+        prompts_of,
+        train_excess,
+    )
+
+    pipe, source = load_pipeline(model), given.pop("prompts", None)
+    if source is None:
+        count = given.get("trajectories", ExcessTraining.trajectories)
+        given["prompts"] = prompts_of(pipe, model, count, given["seed"])
+    else:
+        given["prompts"] = load_prompts(source)
+    settings = ExcessTraining(**given)
+    with progress(pipeline_runs(settings), "train exits") as advance:
+        result = train_excess(pipe, settings, lambda: advance("pipeline"), _tell)
+    figures = result.figures
+    for exit, (error, plain) in enumerate(zip(figures.errors, figures.untranslated, strict=True)):
+        print(f"exit {exit}: RMS error {error:.4f}, untranslated {plain:.4f}", file=sys.stderr)
+    _report("exits", result, as_json, rank=figures.rank, covered=figures.covered)
+
+
+def _faithful(model: str, given: dict[str, Any], as_json: bool) -> None:
+    from sidestep.models import BUNDLED
+    from sidestep.training.exits_faithful import SWITCHES, FaithfulTraining, train_faithful
+
+    if "data" not in given:
+        raise UserError("--data: expected where the emoji-datasource packages are unpacked")
+    switches = dict.fromkeys(SWITCHES, given.pop("released", False))
+    settings = FaithfulTraining(**given, **switches, init=BUNDLED.get(model, Path(model)))
+    result = train_faithful(settings, _tell)
+    _report("exits", result, as_json, captions=len(result.captions))
 
 
 def _tell(iteration: int, share: float, loss: float, rate: float) -> None:

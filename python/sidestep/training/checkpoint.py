@@ -42,6 +42,19 @@ def read_checkpoint(path: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
     return state
 
 
+def resume_from(path: Path, settings: Mapping[str, Any], resume: bool) -> dict[str, Any] | None:
+    """What a run goes on from; None where there is no file.
+
+    Raises:
+        UserError: There is one, and the run was not asked to go on; or it does not fit.
+    """
+    if not path.exists():
+        return None
+    if not resume:
+        raise UserError(f"{path}: there from an earlier run; resume it, or remove the file")
+    return read_checkpoint(path, settings)
+
+
 @dataclass(kw_only=True)
 class Checkpoint:
     """Where a run is kept, and what is kept besides the parameters, the average and the optimizer.

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from sidestep.errors import UserError
 from sidestep.training.average import Average
-from sidestep.training.checkpoint import Checkpoint, read_checkpoint
+from sidestep.training.checkpoint import Checkpoint, read_checkpoint, resume_from
 from sidestep.training.emoji_folder import (
     Encoded,
     check_folders,
@@ -173,10 +173,8 @@ def _checkpoint(settings: TransformerTraining, out: Path, generator: torch.Gener
         kept = out.with_name(f"{out.name}.cooling")
         if settings.resume and kept.exists():
             resumed = read_checkpoint(kept, common)
-    elif kept.exists():
-        if not settings.resume:
-            raise UserError(f"{kept}: there from an earlier run; resume it, or remove the file")
-        resumed = read_checkpoint(kept, common)
+    else:
+        resumed = resume_from(kept, common, settings.resume)
     return Checkpoint(
         path=kept,
         settings=common,

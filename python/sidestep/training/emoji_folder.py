@@ -75,16 +75,16 @@ def init_folder(init: str | Path | None) -> Path:
     return BUNDLED["emoji-sd"] if init is None else Path(init)
 
 
-def check_folders(init: Path, out: Path) -> None:
+def check_folders(init: Path, out: Path, parts: Sequence[str] = PARTS) -> None:
     """Refuses folders that cannot be read or should not be written, before any work is done.
 
     Raises:
         UserError: `init` is no pipeline, or `out` is something else already or cannot be written.
     """
-    missing = [name for name in PARTS if not (init / name).is_dir()]
+    missing = [name for name in parts if not (init / name).is_dir()]
     if missing or not (init / "model_index.json").is_file():
         lacks = missing[0] if missing else "model_index.json"
-        raise UserError(f"{init}: not a Stable Diffusion pipeline folder, it has no {lacks}")
+        raise UserError(f"{init}: not the pipeline folder to start from, it has no {lacks}")
     if out.exists() and not (out / "model_index.json").is_file():
         raise UserError(f"{out}: exists and is not a pipeline folder; choose another out")
     if out.resolve() == init.resolve():

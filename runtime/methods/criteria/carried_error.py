@@ -46,17 +46,38 @@ def carried_error(course: Course) -> Sequence[float]:
     if course.log_snr is None:
         steps = course.steps or 50
         return [(steps / 50) ** 0.75 / steps] * steps
+    share = (len(course.log_snr) / 50) ** 0.75
+    left = [_left(snr) for snr in course.log_snr]
+    return [share * s * g for s, g in zip(left, carried(course), strict=True)]
+
+
+def carried(course: Course) -> Sequence[float]:
+    """g_k of every step of a course that knows its lambda."""
+    assert course.log_snr is not None
     snr = np.append(np.asarray(course.log_snr, dtype=np.float64), math.inf)
     prediction = find_prediction(course.prediction or "epsilon")
-    share = (len(course.log_snr) / 50) ** 0.75
-    carried = []
+    gains = []
     for now, after in pairwise(snr):
-        noise = math.exp(-max(now, -30.0))  # sigma / alpha; -infinity at pure noise
-        alpha = 1 / math.hypot(1, noise)
+        noise, alpha = _noise(now), _alpha(now)
         scale = 1.0 if prediction.name == "edm" else alpha  # EDM's networks read x / alpha
         slope = prediction.data(scale, scale * noise)[1]
         ahead = after - now if now < math.inf else 0.0
         step = -math.expm1(-ahead) / math.hypot(1, math.exp(-after))
-        left = SPREAD / (alpha * math.hypot(SPREAD, noise)) * (LATE_WEIGHT if now > LATE else 1)
-        carried.append(share * left * step * abs(slope))
-    return carried
+        gains.append(step * abs(slope))
+    return gains
+
+
+def _left(log_snr: float) -> float:
+    """S_k."""
+    noise, alpha = _noise(log_snr), _alpha(log_snr)
+    late = LATE_WEIGHT if log_snr > LATE else 1
+    return SPREAD / (alpha * math.hypot(SPREAD, noise)) * late
+
+
+def _noise(log_snr: float) -> float:
+    """sigma / alpha; lambda is -infinity at pure noise."""
+    return math.exp(-max(log_snr, -30.0))
+
+
+def _alpha(log_snr: float) -> float:
+    return 1 / math.hypot(1, _noise(log_snr))

@@ -1,0 +1,1 @@
+"""Early exit: rows leave a transformer before its last block."""

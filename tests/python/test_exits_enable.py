@@ -1,0 +1,354 @@
+"""`EarlyExit` on pipelines of every class of the allow-list: compaction, depths, nothing stale."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import pytest
+import tiny_builders as build
+import torch
+from tiny_exits import (
+    BLOCKS,
+    MODELS,
+    AsTold,
+    CountBlocks,
+    blocks_of,
+    generate,
+    random_exits,
+    write_exits,
+)
+from tiny_pipelines import tiny_sd
+
+import sidestep
+from sidestep.runtime.exits.file import load_exits, save_exits
+from sidestep.runtime.exits.layouts import LAYOUTS
+from sidestep.runtime.methods.early_exit import EarlyExit
+
+BUDGETS = {
+    "DiTTransformer2DModel": {"static": 0.1, "sample": 0.1},
+    "PixArtTransformer2DModel": {"static": 0.1, "sample": 0.1},
+    "SD3Transformer2DModel": {"static": 0.05, "sample": 0.012},
+    "FluxTransformer2DModel": {"static": 0.012, "sample": 0.012},
+}
+"""At which not all steps are alike, and in mode "sample" not all rows."""
+
+BRANCHES = {"FluxTransformer2DModel": 1}  # two calls of one branch each; the others one of two
+
+
+@pytest.fixture(params=list(MODELS))
+def name(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def pipe(name: str) -> Any:
+    return MODELS[name][0]()
+
+
+def told(handle: Any, exits: Any, **settings: Any) -> AsTold:
+    """The handle's exits now follow `AsTold`."""
+    rule = AsTold(exits, **settings)
+    handle._driver.leaving.rule = rule
+    return rule
+
+
+def close(ours: torch.Tensor, theirs: torch.Tensor) -> bool:
+    """To what rounding becomes in six guided steps of a model with random weights."""
+    return float((ours - theirs).abs().max() / theirs.abs().max()) < 3e-4
+
+
+def test_every_class_of_the_allow_list_is_tested() -> None:
+    assert set(MODELS) == set(LAYOUTS)
+
+
+def test_rows_leave_the_batch_and_equal_each_alone(name: str, pipe: Any, tmp_path: Path) -> None:
+    """The outputs agree to rounding: a matrix product's order of sums depends on its rows."""
+    file = write_exits(pipe.transformer, tmp_path)
+    counted = CountBlocks(pipe.transformer)
+    exits = [None, 0, 1, 0]
+    with sidestep.enable(pipe, EarlyExit(exits=file)) as handle:
+        told(handle, exits)
+        together = generate(pipe, name, [1, 2, 3, 4])
+        summary = handle.summary()
+        branches = BRANCHES.get(name, 2)
+        rows = [branches * n for n in (4, 2, 2, 1, 1)]
+        assert counted.calls == [[4 * branches] * BLOCKS] * (2 // branches) + [rows] * (
+            5 * 2 // branches
+        )
+        depths = [BLOCKS, 1, 3, 1]
+        assert summary.layers == tuple((5.0, *[float(d)] * 5) for d in depths)
+        assert summary.blocks == BLOCKS and summary.mean_depth == (4 * 5 + 5 * sum(depths)) / 24
+        assert "of 5 blocks a step" in str(summary)
+        for i, exit in enumerate(exits):
+            told(handle, [exit])
+            alone = generate(pipe, name, [i + 1])
+            assert close(alone[0], together[i])
+        told(handle, [None] * 4)
+        whole = generate(pipe, name, [1, 2, 3, 4])
+    assert [close(a, b) for a, b in zip(whole, together, strict=True)] == [True, *[False] * 3]
+
+
+def test_one_exit_for_all_is_bit_equal_and_costs_no_gather(
+    name: str, pipe: Any, tmp_path: Path
+) -> None:
+    """A batch that leaves at once is never cut: the same as the blocks left out by hand."""
+    file = write_exits(pipe.transformer, tmp_path)
+    exits = load_exits(file)
+    assert exits.translators is not None
+    with sidestep.enable(pipe, EarlyExit(exits=file)) as handle:
+        told(handle, [1] * 6, by_step=True)
+        left = generate(pipe, name, [1, 2])
+        assert handle.summary().layers == ((3.0,) * 6,) * 2
+
+    def translate(_block: Any, _args: Any, output: Any) -> Any:
+        assert exits.translators is not None
+        if isinstance(output, tuple):
+            return output[0], exits.translators(1, output[1])
+        return exits.translators(1, output)
+
+    model = pipe.transformer
+    blocks_of(model)[2].register_forward_hook(translate)
+    for attribute in ("transformer_blocks", "single_transformer_blocks"):
+        if hasattr(model, attribute):
+            kept = [b for b in blocks_of(model)[:3] if b in list(getattr(model, attribute))]
+            setattr(model, attribute, torch.nn.ModuleList(kept))
+    assert torch.equal(generate(pipe, name, [1, 2]), left)
+
+
+@pytest.mark.parametrize("mode", ["static", "sample", "adadiff"])
+def test_threshold_zero_is_bit_equal_and_runs_every_block(
+    name: str, pipe: Any, tmp_path: Path, mode: str
+) -> None:
+    kind = "faithful" if mode == "adadiff" else "excess"
+    file = write_exits(pipe.transformer, tmp_path, kind=kind)
+    plain = generate(pipe, name, [1, 2])
+    with sidestep.enable(pipe, EarlyExit(exits=file, mode=mode, threshold=0)) as handle:
+        assert torch.equal(generate(pipe, name, [1, 2]), plain)
+        assert handle.summary().layers == ((float(BLOCKS),) * 6,) * 2
+        assert "no row left early" in handle.summary().note
+
+
+def test_disable_leaves_everything_as_it_was(name: str, pipe: Any, tmp_path: Path) -> None:
+    file = write_exits(pipe.transformer, tmp_path)
+    plain = generate(pipe, name, [1])
+    modules = list(pipe.transformer.modules())
+    before = [(type(m), dict(vars(m)), dict(m.state_dict())) for m in modules]
+    handle = sidestep.enable(pipe, EarlyExit(exits=file, threshold=1e9))
+    generate(pipe, name, [1])
+    twin = copy.deepcopy(pipe.transformer)
+    assert [type(m) for m in twin.modules()] == [kind for kind, *_ in before]
+    assert handle.summary().mean_depth < BLOCKS
+    sidestep.disable(pipe)
+    for module, (kind, attributes, _) in zip(modules, before, strict=True):
+        assert type(module) is kind and vars(module) == attributes
+    assert torch.equal(generate(pipe, name, [1]), plain)
+
+
+@pytest.mark.parametrize("mode", ["static", "sample"])
+def test_a_batch_is_what_each_prompt_is_alone(
+    name: str, pipe: Any, tmp_path: Path, mode: str
+) -> None:
+    """The decisions too, first step and ledger included."""
+    file = write_exits(pipe.transformer, tmp_path)
+    method = EarlyExit(exits=file, mode=mode, threshold=BUDGETS[name][mode])
+    with sidestep.enable(pipe, method) as handle:
+        together = generate(pipe, name, [1, 2, 3], steps=8)
+        layers = handle.summary().layers
+        assert len({depth for row in layers for depth in row}) > 1
+        assert len(set(layers)) == 1 if mode == "static" else len(set(layers)) > 1
+        for i in range(3):
+            alone = generate(pipe, name, [i + 1], steps=8)
+            assert handle.summary().layers == layers[i : i + 1]
+            assert close(alone[0], together[i])
+
+
+def test_an_exception_leaves_nothing_behind(name: str, pipe: Any, tmp_path: Path) -> None:
+    file = write_exits(pipe.transformer, tmp_path)
+    method = EarlyExit(exits=file, mode="sample", threshold=0.35)
+    with sidestep.enable(pipe, method):
+        expected = generate(pipe, name, [1, 2])
+    failing = blocks_of(pipe.transformer)[3]
+    calls: list[int] = []
+
+    def fail(*_: Any) -> None:
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+
+    with sidestep.enable(pipe, method) as handle:
+        hook, own = failing.register_forward_pre_hook(fail), handle._driver.leaving.rule  # type: ignore[union-attr]
+        told(handle, [0, None])
+        with pytest.raises(KeyboardInterrupt):
+            generate(pipe, name, [7, 8])
+        hook.remove()
+        handle._driver.leaving.rule = own  # type: ignore[union-attr]
+        assert handle._driver.leaving.passage is None  # type: ignore[union-attr]
+        assert torch.equal(generate(pipe, name, [1, 2]), expected)
+
+
+def test_branches_of_separate_calls_follow_the_first(tmp_path: Path) -> None:
+    pipe = MODELS["FluxTransformer2DModel"][0]()
+    file = write_exits(pipe.transformer, tmp_path)
+    counted = CountBlocks(pipe.transformer)
+    with sidestep.enable(pipe, EarlyExit(exits=file, mode="sample", threshold=0.012)) as handle:
+        generate(pipe, "FluxTransformer2DModel", [1, 2, 3], steps=8)
+        layers = handle.summary().layers
+    assert len({depth for row in layers for depth in row}) > 1
+    assert counted.calls[::2] == counted.calls[1::2]
+
+
+def test_what_is_between_blocks_keeps_rows_together(tmp_path: Path) -> None:
+    pipe = MODELS["SD3Transformer2DModel"][0]()
+    file = write_exits(pipe.transformer, tmp_path)
+    plain = generate(pipe, "SD3Transformer2DModel", [1], joint_attention_kwargs={"scale": 1.0})
+    with sidestep.enable(pipe, EarlyExit(exits=file, threshold=1e9)) as handle:
+        kept = generate(pipe, "SD3Transformer2DModel", [1], joint_attention_kwargs={"scale": 1.0})
+        assert handle.summary().layers == ((float(BLOCKS),) * 6,)
+    assert torch.equal(kept, plain)
+
+
+def test_reused_steps_and_early_exits_together(tmp_path: Path) -> None:
+    """Rows that skip run no block; the others leave by the same rule as without them."""
+    pipe = MODELS["PixArtTransformer2DModel"][0]()
+    pipe.scheduler = build.ddim()
+    file = write_exits(pipe.transformer, tmp_path)
+    reuse = sidestep.Adaptive(mode="paper", threshold=1e9)
+    counted = CountBlocks(pipe.transformer)
+    with sidestep.enable(pipe, EarlyExit(exits=file, threshold=0.3, reuse=reuse)) as handle:
+        generate(pipe, "PixArtTransformer2DModel", [1, 2], steps=12)
+        summary = handle.summary()
+    for called, layers in zip(summary.skip_map, summary.layers, strict=True):
+        assert [depth > 0 for depth in layers] == list(called)
+    assert 0 < summary.nfe[0] < 12 and len(counted.calls) == summary.ticks
+    assert min(d for row in summary.layers for d in row if d) < BLOCKS
+
+
+def test_one_budget_for_reused_steps_and_exits(tmp_path: Path) -> None:
+    """What skips have spent is not there for exits: rows go deeper than without skips."""
+    pipe = MODELS["PixArtTransformer2DModel"][0]()
+    pipe.scheduler = build.ddim()
+    file = write_exits(pipe.transformer, tmp_path)
+    reuse = sidestep.Adaptive(mode="error-control", threshold=1.0)
+    found = []
+    for settings in ({}, {"reuse": reuse}):
+        method = EarlyExit(exits=file, mode="sample", threshold=0.1, **settings)  # type: ignore[arg-type]
+        with sidestep.enable(pipe, method) as handle:
+            generate(pipe, "PixArtTransformer2DModel", [1, 2], steps=20)
+            found.append(handle.summary())
+            rule = handle._driver.leaving.rule  # type: ignore[union-attr]
+            assert 0 < max(rule.spent.values()) <= 0.1 + 1e-12  # type: ignore[union-attr]
+    without, together = found
+    assert together.mean_depth < without.mean_depth
+    assert {"skipped", "budget"} <= {reason for row in together.reasons for reason in row}
+    with pytest.raises(ValueError, match="reuse has mode 'paper', whose numbers are no errors"):
+        EarlyExit(exits=file, mode="sample", reuse=sidestep.Adaptive(mode="paper"))
+
+
+# -- refusals -----------------------------------------------------------------------------------
+
+
+def test_models_that_rows_cannot_leave_are_refused(tmp_path: Path) -> None:
+    pixart = MODELS["PixArtTransformer2DModel"][0]()
+    method = EarlyExit(exits=write_exits(pixart.transformer, tmp_path))
+    with pytest.raises(ValueError, match="UNet2DConditionModel: a UNet's blocks differ in width"):
+        sidestep.enable(tiny_sd(), method)
+    with pytest.raises(ValueError, match="WanTransformer3DModel: how its blocks hand rows on is"):
+        sidestep.enable(build.tiny_wan(), method)
+    with pytest.raises(ValueError, match="it is for a PixArtTransformer2DModel, this is a DiTTr"):
+        sidestep.enable(build.tiny_dit(), method)
+    with pytest.raises(ValueError, match=r"another PixArt.* \(configuration or shapes differ\)"):
+        sidestep.enable(build.tiny_pixart(BLOCKS + 1), method)
+    pixart.transformer.transformer_blocks[2].ff.net[2].weight.data += 1e-2
+    with pytest.raises(ValueError, match="for a PixArtTransformer2DModel with other weights"):
+        sidestep.enable(pixart, method)
+    assert type(pixart.transformer).__name__ == "PixArtTransformer2DModel"
+    assert not hasattr(pixart.transformer, "_sidestep_owner")
+
+
+def test_a_second_denoiser_and_the_whole_driver_are_refused(tmp_path: Path) -> None:
+    pipe = MODELS["PixArtTransformer2DModel"][0]()
+    method = EarlyExit(exits=write_exits(pipe.transformer, tmp_path))
+    with pytest.raises(ValueError, match="leaves within model calls, expected driver='stepwise'"):
+        sidestep.enable(pipe, method, driver="whole")
+    pipe.transformer_2 = pipe.transformer
+    with pytest.raises(ValueError, match="has 2 denoisers, and the exits of one are not those"):
+        sidestep.enable(pipe, method)
+
+
+def test_a_compiled_model_is_refused(tmp_path: Path) -> None:
+    pipe = MODELS["PixArtTransformer2DModel"][0]()
+    method = EarlyExit(exits=write_exits(pipe.transformer, tmp_path))
+    pipe.transformer.compile()  # compiles when it is called
+    with pytest.raises(ValueError, match="PixArtTransformer2DModel is compiled, and every size"):
+        sidestep.enable(pipe, method)
+
+
+def test_steps_of_noise_are_no_hindrance(tmp_path: Path) -> None:
+    """Nothing is measured between steps, so that ancestral solvers do."""
+    pipe = MODELS["PixArtTransformer2DModel"][0]()
+    pipe.scheduler = diffusers.EulerAncestralDiscreteScheduler(**build.BETAS)
+    file = write_exits(pipe.transformer, tmp_path)
+    with sidestep.enable(pipe, EarlyExit(exits=file, threshold=0.3)) as handle:
+        generate(pipe, "PixArtTransformer2DModel", [1])
+        assert handle.summary().mean_depth < BLOCKS
+    reuse = sidestep.Adaptive()
+    with pytest.raises(ValueError, match="adds noise at every step, which hides how fast"):
+        sidestep.enable(pipe, EarlyExit(exits=file, reuse=reuse))
+
+
+def test_a_model_that_is_replaced_is_looked_at_again(tmp_path: Path) -> None:
+    pipe = MODELS["PixArtTransformer2DModel"][0]()
+    file = write_exits(pipe.transformer, tmp_path)
+    with sidestep.enable(pipe, EarlyExit(exits=file, threshold=1e9)) as handle:
+        pipe.transformer = copy.deepcopy(pipe.transformer)
+        generate(pipe, "PixArtTransformer2DModel", [1])
+        assert handle.summary().mean_depth < BLOCKS
+        pipe.transformer.proj_out.weight.data += 1
+        pipe.transformer = copy.deepcopy(pipe.transformer)
+        with pytest.raises(ValueError, match="with other weights"):
+            generate(pipe, "PixArtTransformer2DModel", [1])
+
+
+def test_half_precision_and_a_scheduler_without_log_snr(tmp_path: Path) -> None:
+    pipe = MODELS["PixArtTransformer2DModel"][0]()
+    file = write_exits(pipe.transformer, tmp_path)
+    pipe.to(torch.bfloat16)
+    with sidestep.enable(pipe, EarlyExit(exits=file, threshold=0.3)) as handle:
+        latents = generate(pipe, "PixArtTransformer2DModel", [1, 2])
+        assert latents.dtype == torch.bfloat16 and latents.isfinite().all()
+        assert handle.summary().mean_depth < BLOCKS
+    pipe.scheduler = diffusers.HeunDiscreteScheduler(**build.BETAS)
+    with sidestep.enable(pipe, EarlyExit(exits=file, threshold=0.3)) as handle:
+        generate(pipe, "PixArtTransformer2DModel", [1], steps=3)
+        assert handle.summary().mean_depth == BLOCKS
+        assert handle.summary().note == (
+            "no row left early: the scheduler does not say how log-SNR rises"
+        )
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"mode": "each"}, "mode is 'each', expected one of: 'static', 'sample', 'adadiff'"),
+        ({"mode": "adadiff"}, "was trained with --mode excess, expected one trained with --mode f"),
+        ({"threshold": -1.0}, "threshold is -1.0, expected 0 or more"),
+        ({"threshold": float("nan")}, "threshold is nan, expected 0 or more"),
+        ({"batch_mean": True}, "belong to mode 'adadiff', got 'static'"),
+        ({"exits": "none.safetensors"}, "cannot read the exits file none.safetensors"),
+    ],
+)
+def test_bad_settings(tmp_path: Path, changes: dict, sentence: str) -> None:
+    file = write_exits(MODELS["DiTTransformer2DModel"][0]().transformer, tmp_path)
+    with pytest.raises(ValueError, match=sentence):
+        EarlyExit(**{"exits": file, **changes})
+
+
+def test_settings_are_completed_from_the_file(tmp_path: Path) -> None:
+    model = MODELS["DiTTransformer2DModel"][0]().transformer
+    file = write_exits(model, tmp_path)
+    assert (EarlyExit(exits=file).mode, EarlyExit(exits=file).threshold) == ("static", 0.05)
+    save_exits(random_exits(model, kind="faithful"), file)
+    assert (EarlyExit(exits=file).mode, EarlyExit(exits=file).threshold) == ("adadiff", 0.08)
