@@ -34,8 +34,9 @@ class Calibration:
         guidance: The scale.
         curve: For every threshold tried, ascending: ``threshold``, ``kept`` of ``images`` pictures,
             ``bound`` on the share that do not, and mean ``nfe``.
-        fresh: The threshold chosen, on other prompts and other seeds: ``kept`` of ``images``, their
-            ``rate``, the ``chance`` of as few if the promise holds, mean ``nfe``, ``nfe_full``.
+        fresh: The threshold chosen, on the same prompts from fresh seeds: ``kept`` of ``images``,
+            their ``rate``, the ``chance`` of as few if the promise holds, mean ``nfe`` and
+            ``nfe_full``.
         seed: Of the calibration's first picture.
     """
 

@@ -4,8 +4,8 @@ Pictures of the full run are made from n pairs of prompt and seed, and then, thr
 from the smallest on, the method's from the same noise. A picture that misses the target counts as
 lost, at this threshold and all larger ones, and conformal risk control says how far one may go
 (`sidestep.conformal`); the first threshold that it refuses ends the search, as all larger ones
-would be refused as well. The threshold chosen is then tried on as many pictures with other prompts
-and other seeds, which is what is reported as kept.
+would be refused as well. The threshold chosen is then tried on as many pictures of the same prompts
+from fresh seeds, which is what is reported as kept.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ class Question:
         steps: As in `Job`.
         guidance: The scale.
         images: To calibrate on, and as many again to check.
-        seed: Of the first picture, and of the split of the prompts.
+        seed: Of the first picture, and of the order of the prompts.
         batch: Images a model call.
     """
 
@@ -125,18 +125,18 @@ def calibrate(
     question: Question,
     on_step: Callable[[str], None] | None = None,
 ) -> Calibration:
-    """Chooses the threshold, and tries it on fresh prompts and seeds.
+    """Chooses the threshold, and tries it on fresh seeds.
 
     Args:
         pipe: A text-to-image pipeline.
-        prompts: At least two; one half is for the choice and the other one to check it.
+        prompts: Of the kind that the promise is for; the more of them, the better.
         question: What is asked for.
         on_step: Called after every step, for a progress bar.
 
     Raises:
         UserError: No threshold keeps the promise, or the pipeline and the method do not fit.
     """
-    chosen, fresh = split(prompts, question.images, question.seed)
+    chosen = draw(prompts, question.images, question.seed)
     make = _maker(pipe, question, on_step)
     (plain,) = make([None], chosen, question.seed)
     curve: list[dict[str, float]] = []
@@ -158,7 +158,7 @@ def calibrate(
             "less, take more --images, or give smaller ones with --threshold"
         )
     threshold = curve[best]["threshold"]
-    full, run = make([None, threshold], fresh, question.seed + question.images)
+    full, run = make([None, threshold], chosen, question.seed + question.images)
     settings = asdict(replace(question.method, threshold=threshold))
     scheduler = make_scheduler(question.solver, question.grid, pipe.scheduler)
     return Calibration(
@@ -179,20 +179,11 @@ def calibrate(
     )
 
 
-def split(prompts: Sequence[str], images: int, seed: int) -> tuple[list[str], list[str]]:
-    """A random half of the prompts and the other half, each repeated up to ``images`` of them.
-
-    Raises:
-        UserError: There is only one prompt.
-    """
+def draw(prompts: Sequence[str], images: int, seed: int) -> list[str]:
+    """The prompt of each of ``images`` pictures: in random order, all before any comes again."""
     known = list(dict.fromkeys(prompts))
-    if len(known) < 2:
-        raise UserError("--prompts: got one prompt, expected at least two, to check on others")
     random.Random(seed).shuffle(known)
-    middle = (len(known) + 1) // 2
-    halves = known[:middle], known[middle:]
-    first, second = ([half[i % len(half)] for i in range(images)] for half in halves)
-    return first, second
+    return [known[i % len(known)] for i in range(images)]
 
 
 def _maker(

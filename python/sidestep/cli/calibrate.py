@@ -53,8 +53,8 @@ def calibrate(
 ) -> None:
     """Chooses the largest threshold with which the target is kept, and tries it on fresh seeds.
 
-    Without --prompts the 64 novel prompts of the bundled model are used: half of them to choose,
-    the others, with other seeds, to check. The file is for `Adaptive(calibration=...)` and
+    Without --prompts the 64 novel prompts of the bundled model are used, to choose and, from other
+    seeds, to check. The file is for `Adaptive(calibration=...)` and
     `generate --calibration`. Where no threshold will do, nothing is written.
     """
     from sidestep.calibration import Question, calibrate
@@ -113,7 +113,7 @@ def _print_report(made: Calibration, largest: float) -> None:
     more = "; no larger one was tried" if made.threshold == largest else ""
     print(f"threshold {made.threshold:g} for {made.promise}{more}")
     print(
-        f"on fresh prompts and seeds: kept by {fresh['kept']:g} of {fresh['images']:g} "
+        f"on fresh seeds: kept by {fresh['kept']:g} of {fresh['images']:g} "
         f"({fresh['rate']:.1%}), {fresh['nfe']:.1f} of {fresh['nfe_full']:.1f} calls"
     )
     if fresh["chance"] < 0.05:
