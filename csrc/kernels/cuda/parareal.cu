@@ -232,11 +232,12 @@ Status cuda_difference_gram(const sidestep_difference_gram_args& args, void* wor
   const Status sizes = count_chunks("difference_gram", args.rows, args.dim, workspace, &chunks);
   if (!sizes.ok()) return sizes;
   const bool vectors = aligned(args.new_vectors) && aligned(args.old_vectors) && args.dim % P == 0;
-  const auto rows = static_cast<unsigned int>(args.rows);
   auto* sums = static_cast<float*>(workspace);
-  kGramKernels[columns - 1]<<<rows * chunks, kThreads, 0, stream>>>(args, sums, chunks, vectors);
-  finish_gram_kernel<<<rows, kThreads, 0, stream>>>(sums, args.gram, chunks, columns);
-  return cuda_status("difference_gram", cudaGetLastError());
+  const Status launched = launch("difference_gram", kGramKernels[columns - 1], args.rows * chunks,
+                                 kThreads, stream, args, sums, chunks, vectors);
+  if (!launched.ok()) return launched;
+  return launch("difference_gram", finish_gram_kernel, args.rows, kThreads, stream, sums, args.gram,
+                chunks, columns);
 }
 
 Status cuda_parareal_correct(const sidestep_parareal_correct_args& args, void* workspace,
@@ -254,12 +255,12 @@ Status cuda_parareal_correct(const sidestep_parareal_correct_args& args, void* w
   if (!sizes.ok()) return sizes;
   const bool vectors = aligned(args.boundary) && aligned(args.fine) && aligned(args.new_vectors) &&
                        aligned(args.old_vectors) && args.dim % P == 0;
-  const auto rows = static_cast<unsigned int>(args.rows);
   auto* sums = static_cast<float*>(workspace);
-  const CorrectKernel kernel = kCorrectKernels[args.num_registers - 1];
-  kernel<<<rows * chunks, kThreads, 0, stream>>>(args, sums, chunks, vectors);
-  finish_residual_kernel<<<rows, 2 * kWarp, 0, stream>>>(sums, args.residual, chunks, args.dim);
-  return cuda_status("parareal_correct_", cudaGetLastError());
+  const Status launched = launch("parareal_correct_", kCorrectKernels[args.num_registers - 1],
+                                 args.rows * chunks, kThreads, stream, args, sums, chunks, vectors);
+  if (!launched.ok()) return launched;
+  return launch("parareal_correct_", finish_residual_kernel, args.rows, 2 * kWarp, stream, sums,
+                args.residual, chunks, args.dim);
 }
 
 }  // namespace sidestep

@@ -241,16 +241,10 @@ Status cuda_solver_step(const sidestep_solver_step_args& args, void* workspace,
                             static_cast<long long>(blocks), INT32_MAX);
   }
   auto* base = static_cast<char*>(workspace);
-  Workspace split{reinterpret_cast<unsigned int*>(base),
-                  reinterpret_cast<float2*>(base + kCudaWorkspaceHeader)};
-  sidestep_solver_step_args copy = args;
-  auto chunks = static_cast<unsigned int>(row_chunks);
-  bool vectors = can_use_vectors(args);
-  void* parameters[] = {&copy, &split, &chunks, &vectors};
-  const auto kernel = reinterpret_cast<const void*>(kernel_for(args));
-  const dim3 grid(static_cast<unsigned>(blocks));
-  return cuda_status("solver_step",
-                     cudaLaunchKernel(kernel, grid, dim3(kThreads), parameters, 0, stream));
+  const Workspace split{reinterpret_cast<unsigned int*>(base),
+                        reinterpret_cast<float2*>(base + kCudaWorkspaceHeader)};
+  return launch("solver_step", kernel_for(args), blocks, kThreads, stream, args, split,
+                static_cast<unsigned int>(row_chunks), can_use_vectors(args));
 }
 
 }  // namespace sidestep
