@@ -183,12 +183,10 @@ __global__ void __launch_bounds__(kThreads, 2)
     __threadfence();
     // Wraps to 0 at the last block: ready for the next launch.
     is_last = atomicInc(workspace.finished, gridDim.x - 1) == gridDim.x - 1;
+    if (is_last) __threadfence();  // by who has read the counter, before the barrier hands it on
   }
   __syncthreads();
-  if (is_last) {
-    __threadfence();
-    write_stats(args, workspace.sums, chunks);
-  }
+  if (is_last) write_stats(args, workspace.sums, chunks);
 }
 
 using Kernel = void (*)(sidestep_solver_step_args, Workspace, unsigned int, bool);
