@@ -1,0 +1,159 @@
+"""The CUDA kernels' own sources on the CPU, under sanitizers, against the numpy transcriptions.
+
+What the sanitizers would find is planted in kernels of the tests (cuda_shim/planted.cu).
+"""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import cuda_calls
+import native_parareal_problems as parareal
+import native_problems as steps
+import numpy as np
+import pytest
+from cuda_calls import Programs, parareal_calls, replay, run, step_call
+
+DTYPES = (steps.FLOAT32, steps.FLOAT16, steps.BFLOAT16)
+# One chunk of 2048 elements and several; 16-byte accesses (2056) and single elements.
+DIMS = (0, 1, 129, 2056, 4231)
+
+
+@pytest.fixture(scope="module")
+def builds(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Programs]:
+    """The kernels and the planted ones under each sanitizer."""
+    plain = cuda_calls.build_plain(tmp_path_factory.mktemp("plain"))
+    return {
+        sanitizer: cuda_calls.build(plain, tmp_path_factory.mktemp("sanitized"), sanitizer)
+        for sanitizer in cuda_calls.SANITIZERS
+    }
+
+
+@pytest.fixture(params=cuda_calls.SANITIZERS)
+def programs(request: pytest.FixtureRequest, builds: dict[str, Programs]) -> Programs:
+    """Those of one sanitizer after the other."""
+    return builds[request.param]
+
+
+def test_solver_step_equals_transcription(programs: Programs, tmp_path: Path) -> None:
+    problems = []
+    for seed, (registers, dtype) in enumerate(itertools.product(range(1, 7), DTYPES)):
+        for dim in (DIMS[seed % len(DIMS)], DIMS[(seed + 3) % len(DIMS)]):
+            problems.append(
+                steps.random_problem(
+                    seed,
+                    dim=dim,
+                    registers=registers,
+                    branches=1 + seed % 3,
+                    dtype=dtype,
+                    noise=seed % 2 == 0,
+                    slots=seed // 2 % 2 == 0,
+                    model_input=seed % 5 != 0,
+                    rows=2,
+                )
+            )
+    results = [problem.copy() for problem in problems]
+    replay(programs, [step_call(p, seed % 4 == 3) for seed, p in enumerate(results)], tmp_path)
+    for problem, got in zip(problems, results, strict=True):
+        steps.solver_step(problem)
+        steps.assert_same_bits(got, problem, stats=False)
+        np.testing.assert_allclose(got.stats, problem.stats, rtol=steps.STATS_RTOL, atol=0)
+
+
+def test_parareal_equals_transcription(programs: Programs, tmp_path: Path) -> None:
+    problems = []
+    for registers, i in itertools.product(range(1, 7), (0, 2)):
+        dim = DIMS[(registers + i) % len(DIMS)]
+        problems.append(parareal.random_problem(i, dim=dim, registers=registers, rows=2))
+    results = [problem.copy() for problem in problems]
+    calls = [parareal_calls(p, seed % 4 == 3) for seed, p in enumerate(results)]
+    # V = 1 has no correction: the gram of the model's output alone.
+    single = parareal.random_problem(9, dim=129, registers=1)
+    new, old = (np.ascontiguousarray(a[:, :1]) for a in (single.new, single.old))
+    gram = np.full((3, 1, 1), np.nan, np.float32)
+    alone = cuda_calls.Call(1, (3, 1, 129), [gram], [new, old])
+    replay(programs, [*itertools.chain(*calls), alone], tmp_path)
+    for problem, got in zip(problems, results, strict=True):
+        parareal.assert_equals_transcription(got, problem)
+    expected = ((new - old).astype(float) ** 2).sum(-1)
+    np.testing.assert_allclose(gram[..., 0], expected, rtol=steps.STATS_RTOL)
+
+
+def test_a_row_does_not_depend_on_the_others(programs: Programs, tmp_path: Path) -> None:
+    together = steps.random_problem(5, dim=2056, registers=3, branches=2, rows=3, noise=True)
+    alone = []
+    for row in range(3):
+        problem = together.copy()
+        for name in ("registers", "weights", "noise", "step", "stats"):
+            setattr(problem, name, getattr(together, name)[row : row + 1].copy())
+        problem.outputs = [output[row : row + 1].copy() for output in together.outputs]
+        problem.model_input = together.model_input[:, row : row + 1].copy()
+        alone.append(problem)
+    replay(programs, [step_call(problem) for problem in (together, *alone)], tmp_path)
+    for row, problem in enumerate(alone):
+        assert problem.registers.tobytes() == together.registers[row].tobytes()
+        assert problem.stats.tobytes() == together.stats[row].tobytes()
+
+
+def test_a_row_out_of_range_is_left_alone(programs: Programs, tmp_path: Path) -> None:
+    problem = steps.random_problem(3, dim=129, rows=4, slots=True)
+    problem.step[1], problem.slot[2] = problem.table.shape[0], -1
+    got = problem.copy()
+    replay(programs, [step_call(got)], tmp_path)
+    assert np.isnan(got.stats[1:3]).all() and np.isfinite(got.stats[[0, 3]]).all()
+    left = [slot for slot in range(6) if slot not in problem.slot[[0, 3]]]
+    assert got.registers[left].tobytes() == problem.registers[left].tobytes()
+    assert not got.model_input[:, 1:3].any() and got.model_input[:, [0, 3]].any()
+
+
+INDICES = list(range(64))
+RIGHT = {
+    "reverse": (INDICES[::-1], 0),
+    "rotate": (INDICES[-1:] + INDICES[:-1], 0),
+    "sum": ([496] * 32 + [1520] * 32, 0),
+    "count": (INDICES, 5 * 64),
+    "ones": ([1] * 64, 0),
+    "last-block": ([10, 0, 1, 2, 3, 4, *INDICES[6:]], 0),
+}
+
+
+@pytest.mark.parametrize("kernel", RIGHT)
+def test_right_kernels_run_clean(programs: Programs, kernel: str) -> None:
+    done = run(programs.planted, kernel)
+    assert (done.returncode, done.stderr) == (0, "")
+    x, count = RIGHT[kernel]
+    assert [int(value) for value in done.stdout.split()] == [*x, count]
+
+
+# What finds each planted fault, the start of its report, and the line of the fault.
+RACE = ("thread", "ThreadSanitizer: data race")
+BOUNDS = ("address,undefined", "AddressSanitizer: ")
+PLANTED = {
+    "reverse": (*RACE, "x[threadIdx.x] = tile[kThreads - 1 - threadIdx.x];"),
+    "count": (*RACE, "*count += of_block;"),
+    "last-block": (*RACE, "*total += sums[b];"),
+    "ones": (*BOUNDS, "x[i] = 1.0f;"),
+    "rotate": (*BOUNDS, "to[Planted ? place : place % kThreads] = x[threadIdx.x];"),
+}
+
+
+@pytest.mark.parametrize("kernel", PLANTED)
+def test_planted_faults_are_reported(builds: dict[str, Programs], kernel: str) -> None:
+    sanitizer, report, line = PLANTED[kernel]
+    done = run(builds[sanitizer].planted, kernel, "wrong")
+    assert done.returncode == 66, done.stderr
+    source = (cuda_calls.SHIM / "planted.cu").read_text().splitlines()
+    number = 1 + next(i for i, text in enumerate(source) if line in text)
+    assert report in done.stderr
+    assert f"planted.cu:{number}" in done.stderr
+
+
+def test_what_the_shim_itself_refuses(programs: Programs) -> None:
+    done = run(programs.planted, "sum", "wrong")
+    assert done.returncode < 0
+    assert "cuda_shim: threads of a block wait at a barrier and others at a shuffle" in done.stderr
+    done = run(programs.planted, "block")
+    assert done.returncode == 2
+    sentence = "block: CUDA refused the launch: invalid configuration argument"
+    assert done.stderr.strip() == sentence
