@@ -109,11 +109,14 @@ class Call:
         return b"".join(parts)
 
 
-def replay(programs: Programs, calls: list[Call], folder: Path) -> None:
-    """Runs the calls in one process, which must report nothing, and fills what they write."""
+def replay(programs: Programs, calls: list[Call], folder: Path, *mode: str) -> None:
+    """Runs the calls in one process, which must report nothing, and fills what they write.
+
+    In the mode "graph" every call is captured, and its graph launched.
+    """
     recorded, results = folder / "calls", folder / "results"
     recorded.write_bytes(b"".join(call.encoded() for call in calls))
-    done = run(programs.replay, recorded, results)
+    done = run(programs.replay, recorded, results, *mode)
     assert done.returncode == 0 and done.stderr == "", done.stderr
     data = results.read_bytes()
     for array in (array for call in calls for array in call.written if array is not None):

@@ -107,12 +107,25 @@ def test_a_row_out_of_range_is_left_alone(programs: Programs, tmp_path: Path) ->
     assert not got.model_input[:, 1:3].any() and got.model_input[:, [0, 3]].any()
 
 
+def test_captured_calls_equal_eager_ones(programs: Programs, tmp_path: Path) -> None:
+    results = []
+    for mode in ((), ("graph",)):
+        problem = steps.random_problem(1, dim=2056, registers=3, branches=2, dtype=steps.FLOAT16)
+        blocks = [parareal.random_problem(2, dim=dim) for dim in (0, 2056)]
+        calls = [step_call(problem), *itertools.chain(*map(parareal_calls, blocks))]
+        replay(programs, calls, tmp_path, *mode)
+        written = (array for call in calls for array in call.written)
+        results.append([array.tobytes() for array in written if array is not None])
+    assert results[0] == results[1]
+
+
 INDICES = list(range(64))
 RIGHT = {
     "reverse": (INDICES[::-1], 0),
     "rotate": (INDICES[-1:] + INDICES[:-1], 0),
     "sum": ([496] * 32 + [1520] * 32, 0),
     "count": (INDICES, 5 * 64),
+    "capture": (INDICES, 2 * 5 * 64),
     "ones": ([1] * 64, 0),
     "last-block": ([10, 0, 1, 2, 3, 4, *INDICES[6:]], 0),
 }
@@ -153,7 +166,10 @@ def test_what_the_shim_itself_refuses(programs: Programs) -> None:
     done = run(programs.planted, "sum", "wrong")
     assert done.returncode < 0
     assert "cuda_shim: threads of a block wait at a barrier and others at a shuffle" in done.stderr
-    done = run(programs.planted, "block")
-    assert done.returncode == 2
-    sentence = "block: CUDA refused the launch: invalid configuration argument"
-    assert done.stderr.strip() == sentence
+    # Nothing of a failed capture has run, or will.
+    previous = "operation failed due to a previous error during capture"
+    for kernel, reason in (("block", "invalid configuration argument"), ("capture", previous)):
+        done = run(programs.planted, kernel, "wrong")
+        assert done.returncode == 2
+        assert done.stderr.strip() == f"{kernel}: CUDA refused the launch: {reason}"
+        assert [int(value) for value in done.stdout.split()] == [*INDICES, 0]

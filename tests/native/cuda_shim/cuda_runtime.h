@@ -1,14 +1,16 @@
 // As much of CUDA's runtime as the kernels use, for g++: a test-only stand-in for the toolkit's
-// header of this name. A launch is over when it returns.
+// header of this name. A launch is over when it returns, or recorded while its stream captures.
 #pragma once
 
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <functional>
 #include <tuple>
 #include <utility>
 
 #include "fibres.h"
+#include "streams.h"
 
 #define __host__
 #define __device__
@@ -103,38 +105,32 @@ inline unsigned int atomicAdd(unsigned int* address, unsigned int value) {
 
 // ---- outside ----
 
-enum cudaError_t { cudaSuccess = 0, cudaErrorInvalidConfiguration = 9 };
-using cudaStream_t = struct CUstream_st*;
+inline cudaError_t cudaMemsetAsync(void* to, int value, size_t bytes, cudaStream_t stream) {
+  return cuda_shim::enqueue(stream, [=] { std::memset(to, value, bytes); });
+}
 
 namespace cuda_shim {
-inline thread_local cudaError_t last_error = cudaSuccess;
-}
 
-inline cudaError_t cudaGetLastError() { return std::exchange(cuda_shim::last_error, cudaSuccess); }
-inline const char* cudaGetErrorString(cudaError_t error) {
-  return error == cudaSuccess ? "no error" : "invalid configuration argument";
-}
-
-inline cudaError_t cudaMemsetAsync(void* to, int value, size_t bytes, cudaStream_t) {
-  std::memset(to, value, bytes);
-  return cudaSuccess;
-}
-
+// A kernel with the values its parameters have now.
 template <typename... Parameters, size_t... I>
-void cuda_shim_call(void (*kernel)(Parameters...), void** arguments, std::index_sequence<I...>) {
-  kernel(*static_cast<Parameters*>(arguments[I])...);
+std::function<void()> bound(void (*kernel)(Parameters...), void** arguments,
+                            std::index_sequence<I...>) {
+  const std::tuple<Parameters...> values(*static_cast<Parameters*>(arguments[I])...);
+  return [=] { std::apply(kernel, values); };
 }
+
+}  // namespace cuda_shim
 
 template <typename... Parameters>
 cudaError_t cudaLaunchKernel(void (*kernel)(Parameters...), dim3 grid, dim3 block, void** arguments,
-                             size_t shared_bytes = 0, cudaStream_t = nullptr) {
+                             size_t shared_bytes = 0, cudaStream_t stream = nullptr) {
   const uint64_t threads = uint64_t{block.x} * block.y * block.z;
   if (threads == 0 || threads > 1024 || uint64_t{grid.x} * grid.y * grid.z == 0 ||
       grid.x > INT32_MAX || grid.y > 65535 || grid.z > 65535 || shared_bytes > 0) {
-    return cuda_shim::last_error = cudaErrorInvalidConfiguration;
+    return cuda_shim::failed(cudaErrorInvalidConfiguration);
   }
-  cuda_shim::run_grid({grid.x, grid.y, grid.z}, {block.x, block.y, block.z}, [=] {
-    cuda_shim_call(kernel, arguments, std::index_sequence_for<Parameters...>());
-  });
-  return cudaSuccess;
+  const cuda_shim::Index3 blocks{grid.x, grid.y, grid.z};
+  const cuda_shim::Index3 width{block.x, block.y, block.z};
+  const auto thread = cuda_shim::bound(kernel, arguments, std::index_sequence_for<Parameters...>());
+  return cuda_shim::enqueue(stream, [=] { cuda_shim::run_grid(blocks, width, thread); });
 }

@@ -85,6 +85,29 @@ __global__ void sum_kernel(float* x) {
   x[threadIdx.x] = sum;
 }
 
+// The threads of the grid twice, by a graph. Wrong: waits for the stream that captures.
+template <bool Planted>
+Status capture(unsigned int* count) {
+  cudaStream_t stream = nullptr;
+  cudaGraph_t graph = nullptr;
+  cudaGraphExec_t executable = nullptr;
+  cudaStreamCreate(&stream);
+  cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal);
+  Status status = launch("capture", count_kernel<false>, 5, kThreads, stream, count);
+  if (Planted) cudaStreamSynchronize(stream);
+  const cudaError_t error = cudaStreamEndCapture(stream, &graph);
+  if (error == cudaSuccess) {
+    cudaGraphInstantiate(&executable, graph, 0);
+    for (int i = 0; i < 2; ++i) cudaGraphLaunch(executable, stream);
+    cudaGraphExecDestroy(executable);
+    cudaGraphDestroy(graph);
+  } else {
+    status = sidestep::cuda_status("capture", error);
+  }
+  cudaStreamDestroy(stream);
+  return status;
+}
+
 template <bool Planted>
 Status run(const char* name, float* x, unsigned int* count) {
   const auto is = [&](const char* other) { return std::strcmp(name, other) == 0; };
@@ -96,6 +119,7 @@ Status run(const char* name, float* x, unsigned int* count) {
   if (is("last-block")) {
     return launch(name, last_block_kernel<Planted>, 5, kThreads, nullptr, x + 1, count, x);
   }
+  if (is("capture")) return capture<Planted>(count);
   if (is("block")) return launch(name, count_kernel<Planted>, 1, 2048, nullptr, count);
   return Status(SIDESTEP_INVALID_ARGUMENT, "no such kernel");
 }

@@ -1,9 +1,11 @@
-// Runs recorded calls of the CUDA launchers: replay CALLS RESULTS, both written and read by
-// cuda_calls.py.
+// Runs recorded calls of the CUDA launchers: replay CALLS RESULTS [graph], both written and read by
+// cuda_calls.py. With `graph` a call is captured, and runs when its graph is launched.
 //
 // A file is a row of int64 numbers and arrays; an array is its bytes (-1: null), how many bytes its
 // address is off a multiple of 16, and its data. Every array gets an allocation that ends where it
 // ends, so that AddressSanitizer sees one byte too far.
+#include <cuda_runtime.h>
+
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
@@ -18,6 +20,10 @@ namespace {
 [[noreturn]] void stop(const std::string& sentence) {
   std::fprintf(stderr, "replay: %s\n", sentence.c_str());
   std::exit(2);
+}
+
+void check(cudaError_t error) {
+  if (error != cudaSuccess) stop(cudaGetErrorString(error));
 }
 
 struct Array {
@@ -36,7 +42,7 @@ struct Array {
 
 class Call {
  public:
-  Call(FILE* calls, FILE* results) : calls_(calls), results_(results) {}
+  Call(FILE* calls, FILE* results, bool graph) : calls_(calls), results_(results), graph_(graph) {}
 
   int64_t number() {
     int64_t value = 0;
@@ -65,8 +71,26 @@ class Call {
     std::memset(array.data, fill, static_cast<size_t>(bytes));
     return array.data;
   }
-  void finish(const sidestep::Status& status) {
+  // Runs `launch` on `args`, which are gone before a graph runs.
+  template <typename Args>
+  void run(sidestep::Status (*launch)(const Args&, void*, void*), Args args, char* workspace) {
+    cudaStream_t stream = nullptr;
+    cudaGraph_t graph = nullptr;
+    cudaGraphExec_t executable = nullptr;
+    check(cudaStreamCreate(&stream));
+    if (graph_) check(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal));
+    const sidestep::Status status = launch(args, workspace, stream);
     if (!status.ok()) stop(status.message());
+    if (graph_) {
+      check(cudaStreamEndCapture(stream, &graph));
+      check(cudaGraphInstantiate(&executable, graph, 0));
+      check(cudaGraphDestroy(graph));
+      std::memset(&args, 0xff, sizeof(args));
+      check(cudaGraphLaunch(executable, stream));
+    }
+    check(cudaStreamSynchronize(stream));
+    if (graph_) check(cudaGraphExecDestroy(executable));
+    check(cudaStreamDestroy(stream));
     for (const Array* array : written_) {
       if (array->bytes > 0) std::fwrite(array->data, 1, array->bytes, results_);
     }
@@ -75,6 +99,7 @@ class Call {
  private:
   FILE* calls_;
   FILE* results_;
+  bool graph_;
   std::deque<Array> arrays_;
   std::deque<const Array*> written_;
 };
@@ -98,7 +123,7 @@ void solver_step(Call& call) {
   args.step = call.array<int64_t>();
   args.slot = call.array<int64_t>();
   char* workspace = call.workspace(sidestep::cuda_solver_step_workspace(args.rows, args.dim), '\0');
-  call.finish(sidestep::cuda_solver_step(args, workspace, nullptr));
+  call.run(sidestep::cuda_solver_step, args, workspace);
   for (int i = 0; i < sidestep::kCudaWorkspaceHeader; ++i) {
     if (workspace[i] != 0) stop("solver_step: the counter of the workspace is not left at 0");
   }
@@ -114,7 +139,7 @@ void difference_gram(Call& call) {
   args.old_vectors = call.array<float>();
   const int64_t bytes =
       sidestep::cuda_difference_gram_workspace(args.rows, args.dim, args.num_vectors);
-  call.finish(sidestep::cuda_difference_gram(args, call.workspace(bytes, 0xff), nullptr));
+  call.run(sidestep::cuda_difference_gram, args, call.workspace(bytes, 0xff));
 }
 
 void parareal_correct(Call& call) {
@@ -129,13 +154,13 @@ void parareal_correct(Call& call) {
   args.old_vectors = call.array<float>();
   args.coefficients = call.array<float>();
   const int64_t bytes = sidestep::cuda_parareal_correct_workspace(args.rows, args.dim);
-  call.finish(sidestep::cuda_parareal_correct(args, call.workspace(bytes, 0xff), nullptr));
+  call.run(sidestep::cuda_parareal_correct, args, call.workspace(bytes, 0xff));
 }
 
 }  // namespace
 
 int main(int argc, char** argv) {
-  if (argc != 3) stop("expected CALLS RESULTS");
+  if (argc < 3) stop("expected CALLS RESULTS [graph]");
   FILE* calls = std::fopen(argv[1], "rb");
   FILE* results = std::fopen(argv[2], "wb");
   if (calls == nullptr || results == nullptr) stop("cannot open CALLS or RESULTS");
@@ -143,7 +168,7 @@ int main(int argc, char** argv) {
   constexpr Operation kOperations[] = {solver_step, difference_gram, parareal_correct};
   int64_t operation = 0;
   while (std::fread(&operation, sizeof(operation), 1, calls) == 1) {
-    Call call(calls, results);
+    Call call(calls, results, argc > 3);
     kOperations[operation](call);
   }
   return std::fclose(results) == 0 ? 0 : 1;
