@@ -6,6 +6,7 @@ sanitizers. Calls are recorded in a file and run by a program of its own (replay
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
 import subprocess
@@ -35,8 +36,22 @@ OPTIONS = [
 SANITIZERS = ("address,undefined", "thread")
 
 
+@functools.cache
+def _fixed_addresses() -> tuple[str, ...]:
+    """What starts a program at the same addresses each time, where it may be started so.
+
+    ThreadSanitizer of gcc 12 does not start where the kernel spreads addresses over more than 28
+    bits (vm.mmap_rnd_bits).
+    """
+    setarch = shutil.which("setarch")
+    if setarch is None or subprocess.run([setarch, "-R", "true"], capture_output=True).returncode:
+        return ()
+    return setarch, "-R"
+
+
 def run(*command: str | Path) -> subprocess.CompletedProcess[str]:
     """Runs a program; the first report of AddressSanitizer or ThreadSanitizer ends it with 66."""
+    command = (*_fixed_addresses(), *command)
     environment = {
         **os.environ,
         "ASAN_OPTIONS": "exitcode=66",
