@@ -68,6 +68,8 @@ def compile_and_describe(
         "fused": len(re.findall(r"\bfma\.", ptx)),
         "flushes_denormals": ".ftz" in ptx,
         "local": ".local" in ptx,
+        "threads": 32 * num_warps,
+        "shared": compiled.metadata.shared,
         "resources": resources(compiled.asm["cubin"]),
     }
 
@@ -88,6 +90,7 @@ def main() -> None:
     found = {}
     for arch in (80, 90, 100):
         found[f"sm_{arch} R2 G2 fp16"] = compile_step(arch, 2, 2, "fp16", ("noise", "slot"))
+        found[f"sm_{arch} R2 G1 bf16"] = compile_step(arch, 2, 1, "bf16", ("noise", "slot"))
     found["sm_90 R2 G2 fp32"] = compile_step(90, 2, 2, "fp32", ("noise",))
     found["sm_90 R6 G3 bf16 noise"] = compile_step(90, 6, 3, "bf16")
     found["sm_90 R1 G1 fp16 D1"] = compile_step(90, 1, 1, "fp16", ("model_input",), D=1)

@@ -28,7 +28,7 @@ def compiled() -> dict[str, Any]:
 
 
 def test_compiled_kernels_neither_spill_nor_fuse(compiled: dict[str, Any]) -> None:
-    assert len(compiled) == 6
+    assert len(compiled) == 9
     assert_neither_spills_nor_fuses(compiled, registers=192)
 
 
@@ -39,6 +39,9 @@ def test_compiled_kernels_neither_spill_nor_fuse(compiled: dict[str, Any]) -> No
         ("sm_80 R2 G2 fp16", 2 * 2 + 2, 2 * 2 + 2),
         ("sm_90 R2 G2 fp16", 2 * 2 + 2, 2 * 2 + 2),
         ("sm_100 R2 G2 fp16", 2 * 2 + 2, 2 * 2 + 2),
+        ("sm_80 R2 G1 bf16", 2 * 2 + 1, 2 * 2 + 1),
+        ("sm_90 R2 G1 bf16", 2 * 2 + 1, 2 * 2 + 1),
+        ("sm_100 R2 G1 bf16", 2 * 2 + 1, 2 * 2 + 1),
         ("sm_90 R2 G2 fp32", 2 * 2 + 2 * 2, 2 * 2 + 2 * 2),
         ("sm_90 R6 G3 bf16 noise", 6 * 2 + 3 + 2, 6 * 2 + 3),
     ],

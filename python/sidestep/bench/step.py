@@ -134,7 +134,7 @@ def run(*, repeats: int = 200) -> dict[str, Any]:
         RuntimeError: The results differ from the reference's or from diffusers'.
     """
     with torch.inference_mode(), _same_threads(), progress(len(SIZES) + 2, "bench step") as advance:
-        scheduler = _scheduler()
+        scheduler = their_scheduler()
         plan = Plan.from_scheduler(scheduler, STEPS)
         _check(scheduler, plan)
         advance("results agree")
@@ -176,7 +176,7 @@ def print_report(document: dict[str, Any]) -> None:
     )
 
 
-def _scheduler() -> Any:
+def their_scheduler() -> Any:
     """Stable Diffusion's schedule with DPM-Solver++ 2M."""
     return DPMSolverMultistepScheduler(
         beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear",
