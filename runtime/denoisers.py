@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from sidestep.runtime import ranges
 from sidestep.runtime.rows import take_arguments, take_rows
 from sidestep.runtime.upload import upload
 
@@ -262,7 +263,9 @@ class RecordedDenoiser:
             tree_leaves(_make([call.helpers[h] for call in calls], x, lines))
             for h in range(len(first.helpers))
         ]
-        return cut(prediction(_make(calls, x, lines, helped))[:count], self.shape)
+        with ranges.within("model"):
+            output = _make(calls, x, lines, helped)
+        return cut(prediction(output)[:count], self.shape)
 
 
 def _make(

@@ -263,7 +263,7 @@ class Engine:
             run = foreseen(rows, self._scheduler.counts())
 
             def take(rows: Sequence[Row], noise: Sequence[Tensor | None]) -> Taken:
-                return evaluate(Tick(self._state, rows, noise, len(entries), run))
+                return Tick(self._state, rows, noise, len(entries), run).by(evaluate)
 
             if (taken := self._step(ticket, take)) is not None:
                 self._repeat(taken)

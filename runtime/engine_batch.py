@@ -34,6 +34,8 @@ def make_batch(
         entries: Position among the rows, and branch, of each; padded.
         size: Entries that are not padding.
     """
+    for row in rows:
+        row.enter()
     members = [rows[position] for position, _ in entries]
     branches = tuple(branch for _, branch in entries)
     x, t = state.inputs(members)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from sidestep.runtime import ranges
 from sidestep.runtime.engine_images import Image, Start
 from sidestep.runtime.engine_rows import Live, Row
 from sidestep.runtime.engine_state import EngineState
@@ -53,6 +54,9 @@ class Chains:
             end: Ends one request with what went wrong in it; the others go on.
         """
         inputs = self._inputs(taken)
+        for row in self._rows:
+            if row.ends:
+                row.leave()
         last = [row for row in self._rows if row.ends and not row.live.ended]
         states = dict(zip(last, self._state.states(last), strict=True)) if last else {}
         followed = []
@@ -63,7 +67,8 @@ class Chains:
                 begun = [(row, inputs[row]) for row in rows if row in inputs]
                 starts = parallel.advance(begun, [(r, states[r]) for r in rows if r in states])
                 self._show(live)
-                finished = parallel.judge()
+                with ranges.within("decide"):
+                    finished = parallel.judge()
             except Exception as error:
                 end(live, error)
             else:

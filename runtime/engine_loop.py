@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from sidestep.kernels import config
+from sidestep.runtime import ranges
 from sidestep.runtime.engine import Engine
 from sidestep.runtime.graphs import CaptureError, Model, TickGraphs, requested
 from sidestep.runtime.graphs_device import CudaGraphs, GraphDevice
@@ -126,7 +127,8 @@ class EngineLoop:
         if batch is None:
             return False
         try:
-            output = self._model(batch.x, batch.t, batch.conditioning)
+            with ranges.within("model"):
+                output = self._model(batch.x, batch.t, batch.conditioning)
             self.engine.complete(batch, output)
         except Exception as error:
             self.engine.fail(batch, error)

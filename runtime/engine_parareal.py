@@ -16,6 +16,7 @@ from torch import Tensor
 
 from sidestep.kernels import difference_gram, parareal_correct_
 from sidestep.kernels.core import PararealSchedule
+from sidestep.runtime import ranges
 from sidestep.runtime.engine_images import Boundary, Chain, Image, Start
 from sidestep.runtime.methods.coarse import COARSE
 from sidestep.runtime.methods.srds import SRDS, Stop
@@ -113,7 +114,9 @@ class Parareal:
         starts = []
         while formed:
             turn, formed = _turn(formed)
-            for (image, (block, _, _, started)), moved in zip(turn, self._form(turn), strict=True):
+            with ranges.within("correct"):
+                moves = self._form(turn)
+            for (image, (block, _, _, started)), moved in zip(turn, moves, strict=True):
                 if started is None:
                     continue
                 chain = self.chain(*started)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from sidestep.kernels.core import PararealSchedule
+from sidestep.runtime import ranges
 from sidestep.runtime.engine_conditioning import Conditioning
 from sidestep.runtime.engine_images import Chain, Start
 from sidestep.runtime.engine_parareal import Parareal
@@ -43,6 +45,7 @@ class Row:
         called: For each step taken, whether the model was called.
         reasons: For each step taken, why.
         values: For each step taken, the number that decided, ``[1]``, or None.
+        range: Of the profiler, around the fine solve that it is.
     """
 
     live: Live
@@ -61,6 +64,18 @@ class Row:
     called: list[bool] = field(default_factory=list)
     reasons: list[str] = field(default_factory=list)
     values: list[Tensor | None] = field(default_factory=list)
+    range: Any = None
+
+    def enter(self) -> None:
+        """The model is called for it: the beginning of a chain, if it is one and this its first."""
+        if self.chain is not None and self.begins:
+            first = self.chain.first
+            self.range = ranges.start(f"fine[{first}:{first + self.chain.steps}]")
+
+    def leave(self) -> None:
+        """It has taken its last one, or is not needed any more."""
+        ranges.end(self.range)
+        self.range = None
 
     @property
     def line(self) -> int:

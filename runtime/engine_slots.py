@@ -42,5 +42,8 @@ class Slots:
 
     def free(self, which: Callable[[Row], bool]) -> None:
         """Lets go of rows that the scheduler has let go of."""
-        self._rows = [None if row is not None and which(row) else row for row in self._rows]
+        for slot, row in enumerate(self._rows):
+            if row is not None and which(row):
+                row.leave()
+                self._rows[slot] = None
         self._waiting = {n: row for n, row in self._waiting.items() if not which(row)}

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from sidestep.runtime import ranges
 from sidestep.runtime.engine_rows import Live, Row
 from sidestep.runtime.engine_state import EngineState
 from sidestep.runtime.upload import select
@@ -63,13 +64,21 @@ class Tick:
     entries: int
     foreseen: int
 
+    def by(self, evaluate: Callable[[Tick], Taken]) -> Taken:
+        """What ``evaluate`` makes of it: a model call and a step, perhaps in one graph."""
+        for row in self.rows:
+            row.enter()
+        with ranges.within("tick"):
+            return evaluate(self)
+
 
 def by_outputs(state: EngineState, outputs: Outputs) -> Take:
     """The step of rows whose outputs are there."""
 
     def take(rows: Sequence[Row], noise: Sequence[Tensor | None]) -> Taken:
         u, weights = outputs(rows), state.guidance(rows)
-        return Taken(rows, u, weights, state.step(rows, u, weights, noise))
+        with ranges.within("step"):
+            return Taken(rows, u, weights, state.step(rows, u, weights, noise))
 
     return take
 
@@ -108,7 +117,9 @@ def take_step(
     if before is not None:
         sizes = taken.stats[:, 0].to("cpu", copy=True)  # the one read of this step
         sizes = sizes[[rows.index(row) for row in deciding]]
-        _decide(state, deciding, before, taken.combined(deciding).view(before.shape), sizes, end)
+        output = taken.combined(deciding).view(before.shape)
+        with ranges.within("decide"):
+            _decide(state, deciding, before, output, sizes, end)
     return taken
 
 

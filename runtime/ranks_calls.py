@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from sidestep.runtime import ranges
 from sidestep.runtime.engine_check import check_output
 from sidestep.runtime.engine_conditioning import gather
 from sidestep.runtime.engine_request import Batch
@@ -124,7 +125,8 @@ class Calls:
             branches=tuple(g for _, g in entries),
             steps=tuple(lines.steps[i] for i, _ in entries),
         )
-        output = self._model(batch)
+        with ranges.within("model"):
+            output = self._model(batch)
         check_output(output, total, x.shape[1:], x.dtype, x.device)
         for row in lines.rows:
             live.count_call(row, self.made)

@@ -189,7 +189,10 @@ class BlockRun:
 
     def _drop(self) -> None:
         """Lets go of the chains of images that have their results."""
-        self._free += [row.slot for row in self._rows if row.superfluous]
+        for row in self._rows:
+            if row.superfluous:
+                row.leave()
+                self._free.append(row.slot)
         self._rows = [row for row in self._rows if not row.superfluous]
         self._waiting = [entry for entry in self._waiting if not entry[1].superfluous]
         heapq.heapify(self._waiting)
@@ -207,6 +210,8 @@ class BlockRun:
     def _tick(self) -> None:
         """One model call, and what follows from it."""
         rows = self._choose()
+        for row in rows:
+            row.enter()
         x, t = self._state.inputs(rows)
         lines = Lines(x, t, [row.index for row in rows], [row.step for row in rows])
         outputs = self._team.evaluate(self._calls, lines)

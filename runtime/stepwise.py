@@ -322,16 +322,16 @@ class Stepwise:
         if len(generation.steps) == generation.course.steps:
             self.release()
             return
-        generation.decision = self.criterion.observe(
-            Observation(
-                step=len(generation.steps) - 1,
-                x=x,
-                x_next=x_next,
-                output=output,
-                computed=taken.compute,
-                step_sizes=step_sizes,
-            )
+        seen = Observation(
+            step=len(generation.steps) - 1,
+            x=x,
+            x_next=x_next,
+            output=output,
+            computed=taken.compute,
+            step_sizes=step_sizes,
         )
+        with ranges.within("decide"):
+            generation.decision = self.criterion.observe(seen)
 
     def _with_rows(self, rows: int) -> Generation:
         """The generation; a new one where the scheduler's batch has changed midway."""

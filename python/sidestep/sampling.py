@@ -119,7 +119,7 @@ def run_jobs(
     runs = [Run(job=job, solver=solver_name(job.solver, job.grid, own)) for job in jobs]
     schedulers = [make_scheduler(job.solver, job.grid, own) for job in jobs]
     for job, scheduler in zip(jobs, schedulers, strict=True):
-        _check_steps(job, scheduler)
+        check_steps(job, scheduler)
     made: list[list[tuple[Tensor, Tensor]]] = [[] for _ in jobs]
     try:
         _warm_up(pipe, list(prompts[:batch]), guidance)
@@ -131,7 +131,7 @@ def run_jobs(
                 generators = [
                     torch.Generator().manual_seed(seed + first + j) for j in range(len(chunk))
                 ]
-                call = _call(pipe, jobs[i], chunk, guidance, generators, on_step)
+                call = make_call(pipe, jobs[i], chunk, guidance, generators, on_step)
                 made[i].append(_timed(pipe, runs[i], call, len(chunk)))
     finally:
         pipe.scheduler = own
@@ -140,7 +140,7 @@ def run_jobs(
     return runs
 
 
-def _check_steps(job: Job, scheduler: Any) -> None:
+def check_steps(job: Job, scheduler: Any) -> None:
     """Refuses a number of steps that the scheduler refuses, before any work is done."""
     if scheduler.config.get("use_dynamic_shifting"):
         return  # needs what only the pipeline knows
@@ -171,14 +171,15 @@ def _warm_up(pipe: Any, prompts: list[str], guidance: float) -> None:
         raise UserError(f"--model: its parts do not fit together: {error}") from error
 
 
-def _call(
+def make_call(
     pipe: Any,
     job: Job,
     prompts: list[str],
     guidance: float,
     generators: list[torch.Generator],
-    on_step: Callable[[str], None] | None,
+    on_step: Callable[[str], None] | None = None,
 ) -> Callable[[], tuple[Tensor, Tensor]]:
+    """What makes one batch by a job: its pictures ``[N, 3, H, W]`` and latents ``[N, ...]``."""
     latents = torch.empty(0)
 
     def after_step(_pipe: Any, _k: int, _t: Any, tensors: dict[str, Any]) -> dict[str, Any]:

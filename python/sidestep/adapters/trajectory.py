@@ -26,6 +26,7 @@ from sidestep.adapters.trajectory_graphs import PipelineGraphs
 from sidestep.adapters.trajectory_plan import Planned
 from sidestep.adapters.trajectory_record import Trajectory
 from sidestep.adapters.trajectory_run import run_trajectory
+from sidestep.runtime import ranges
 from sidestep.runtime.denoisers import FromHelper, prediction
 from sidestep.runtime.generation import Generation
 from sidestep.runtime.methods.criterion import Method
@@ -157,7 +158,8 @@ class WholeTrajectory:
         call = read_call(model, args, kwargs, recording.made, whole=compiled)
         number = len(recording.calls)
         if recording.trajectory is None:
-            kind = model(*args, **kwargs)
+            with ranges.within("model"):
+                kind = model(*args, **kwargs)
             _expect_one_output(kind, call.arguments.batch)
             recording.kinds.append(kind)
             call.output = prediction(kind).detach().clone()  # a CUDA graph writes there again

@@ -8,7 +8,7 @@ from typing import NoReturn
 
 import typer
 
-from sidestep.cli import bench, calibrate, compare, doctor, generate, plan, train
+from sidestep.cli import bench, calibrate, compare, doctor, generate, plan, profile, train
 from sidestep.errors import UserError
 from sidestep.kernels import BackendUnavailable, config
 
@@ -25,6 +25,7 @@ app.command("plan")(plan.plan)
 app.add_typer(bench.app, name="bench")
 app.add_typer(train.app, name="train")
 app.command("calibrate")(calibrate.calibrate)
+app.command("profile")(profile.profile)
 app.command("doctor")(doctor.doctor)
 
 
@@ -33,6 +34,7 @@ def main(arguments: list[str] | None = None) -> None:
     for library in ("DIFFUSERS", "TRANSFORMERS"):  # what they print at loading is not our user's
         os.environ.setdefault(f"{library}_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")
     try:
         config.backend()
     except ValueError as error:
