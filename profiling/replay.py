@@ -95,10 +95,8 @@ def capture(path: Path, model: str, steps: int, step: int, device: str, dtype: s
 
     def keep(_: Any, args: Any, kwargs: Any, output: Any) -> None:
         if next(turns) == step:  # at once: the host may write into what it gave
-            told["args"], told["kwargs"] = (
-                pack(args, tensors, "args"),
-                pack(kwargs, tensors, "kwargs"),
-            )
+            told["args"] = pack(args, tensors, "args")
+            told["kwargs"] = pack(kwargs, tensors, "kwargs")
             tensors["output"] = first_tensor(output).detach().cpu().contiguous()
 
     hook = network.register_forward_hook(keep, with_kwargs=True)

@@ -1,6 +1,8 @@
 """The code on the pages under docs/ runs, and prints what its comments say."""
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -71,3 +73,31 @@ def test_sample(capsys: pytest.CaptureFixture[str]) -> None:
     exec(_code("sample.md"), names)
     assert names["result"].shape == names["fewer"].shape == (2, 4, 8, 8)
     assert capsys.readouterr().out.count("\n") == 1
+
+
+def test_profiling(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code = _code("profiling.md")
+    names: dict = {"pipe": load_pipeline("emoji-sd")}
+    exec(code, names)
+    promised = re.findall(r"print\(.*\)  # (.*)", code)
+    assert len(promised) == 2 and capsys.readouterr().out.splitlines() == promised
+    assert (tmp_path / "trace.json").stat().st_size > 100_000
+
+
+def test_what_profiling_names_is_there() -> None:
+    page = (DOCS / "profiling.md").read_text()
+    scripts = set(re.findall(r"profiling/\w+\.(?:py|sh)", page))
+    assert len(scripts) == 5 and all((DOCS.parent / script).is_file() for script in scripts)
+    pictures = re.findall(r"!\[.*\]\((.*)\)", page)
+    assert len(pictures) == 2 and all((DOCS / picture).is_file() for picture in pictures)
+
+
+def test_the_roofline_of_the_page() -> None:
+    page = (DOCS / "profiling.md").read_text()
+    (arguments,) = re.findall(r"^python (profiling/roofline.py .*)$", page, re.MULTILINE)
+    command = [sys.executable, *arguments.split()]
+    table = subprocess.run(command, cwd=DOCS.parent, capture_output=True, text=True, check=True)
+    assert table.stdout in page
