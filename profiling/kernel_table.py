@@ -218,8 +218,20 @@ def other_table() -> list[str]:
 
 
 def operations_table(steps: Sequence[Operation]) -> list[str]:
-    """What diffusers does, in order."""
-    lines = ["| operation | bytes read | bytes written |", "|---" * 3 + "|"]
+    """What diffusers does, in order, and how that was found out."""
+    lines = [
+        "## How diffusers' bytes were counted",
+        "",
+        "Eager PyTorch runs one kernel an operation, and each reads its operands and writes its "
+        "result. A dispatch mode (`profiling/diffusers_step.py`) writes down the operations of "
+        "the step that `sidestep bench step` times: `u + g (c - u)`, "
+        "`DPMSolverMultistepScheduler.step` at order two, and the `cat` that makes the next input "
+        "of a guidance pair. Views move nothing; scalars stay on the host and are left out, and "
+        f"so is a cache (diffusers {version('diffusers')}). Bytes an element, fp16, in order:",
+        "",
+        "| operation | bytes read | bytes written |",
+        "|---" * 3 + "|",
+    ]
     lines += [f"| {step.name} | {step.read:g} | {step.written:g} |" for step in steps]
     read, written = sum(s.read for s in steps), sum(s.written for s in steps)
     return [*lines, f"| **{len(steps)} kernels** | **{read:g}** | **{written:g}** |"]
@@ -271,15 +283,6 @@ def page(found: Mapping[str, Any]) -> str:
         f"image for the exit kernels, as if of a transformer {HIDDEN} wide on patches of 2x2.",
         "",
         *other_table(),
-        "",
-        "## How diffusers' bytes were counted",
-        "",
-        "Eager PyTorch runs one kernel an operation, and each reads its operands and writes its "
-        "result. A dispatch mode (`profiling/diffusers_step.py`) writes down the operations of "
-        "the step that `sidestep bench step` times: `u + g (c - u)`, "
-        "`DPMSolverMultistepScheduler.step` at order two, and the `cat` that makes the next input "
-        "of a guidance pair. Views move nothing; scalars stay on the host and are left out, and "
-        f"so is a cache (diffusers {version('diffusers')}). Bytes an element, fp16, in order:",
         "",
         *operations_table(theirs[2]),
         "",
