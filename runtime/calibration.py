@@ -6,8 +6,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-from dataclasses import MISSING, asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ class Calibration:
 
     Attributes:
         method: The name of the settings' class.
-        settings: All of them but the threshold.
+        settings: All of them but the threshold, as `recorded` has them.
         threshold: The one chosen.
         target: What a picture has to keep to the full run, such as ``"psnr>=35"``.
         confidence: The share of pictures that were promised to keep it.
@@ -33,10 +34,10 @@ class Calibration:
         steps: Asked of the scheduler.
         guidance: The scale.
         curve: For every threshold tried, ascending: ``threshold``, ``kept`` of ``images`` pictures,
-            ``bound`` on the share that do not, and mean ``nfe``.
+            ``bound`` on the share that do not, mean ``nfe``, and of early exit mean ``layers``.
         fresh: The threshold chosen, on the same prompts from fresh seeds: ``kept`` of ``images``,
             their ``rate``, the ``chance`` of as few if the promise holds, mean ``nfe`` and
-            ``nfe_full``.
+            ``nfe_full``, and ``layers`` as above.
         seed: Of the calibration's first picture.
     """
 
@@ -92,6 +93,25 @@ class Calibration:
         return made
 
 
+def recorded(value: Any) -> Any:
+    """A setting as a calibration has it: of a file the hash, of settings within settings all.
+
+    A `Path` is what is read from it; text stays text.
+
+    Raises:
+        ValueError: There is no such file.
+    """
+    if isinstance(value, Path):
+        try:
+            return f"sha256:{hashlib.sha256(value.read_bytes()).hexdigest()}"
+        except OSError as error:
+            raise ValueError(f"calibration: cannot read {value}: {error}") from error
+    if is_dataclass(value):
+        names = [field.name for field in fields(value) if field.name != "calibration"]
+        return {name: recorded(getattr(value, name)) for name in names}
+    return value
+
+
 def take_calibration(settings: Any) -> None:
     """Puts the file's threshold, and the settings it holds for, into frozen settings.
 
@@ -99,7 +119,7 @@ def take_calibration(settings: Any) -> None:
 
     Args:
         settings: A frozen dataclass with the fields ``threshold`` and ``calibration``, a path; None
-            for nothing to do.
+            for nothing to do. Files it names are `Path`.
 
     Raises:
         ValueError: There is no such file, or it was made for another method or other settings.
@@ -116,7 +136,7 @@ def take_calibration(settings: Any) -> None:
         if setting not in known:
             raise ValueError(f"{name}: calibration {path} has a setting {setting!r}, unknown here")
     for setting, value in found.items():
-        given, default = getattr(settings, setting), known[setting].default
+        given, default = recorded(getattr(settings, setting)), known[setting].default
         if default is not MISSING and given == default:
             object.__setattr__(settings, setting, value)
         elif given != value:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
@@ -22,7 +22,7 @@ from sidestep import conformal, metrics
 from sidestep.adapters.calibrated import model_dtype, model_hash, scheduler_record
 from sidestep.adapters.catalogue import make_scheduler
 from sidestep.errors import UserError
-from sidestep.runtime.calibration import Calibration
+from sidestep.runtime.calibration import Calibration, recorded
 from sidestep.sampling import Job, Run, run_jobs
 
 MEASURES: dict[str, Callable[[Tensor, Tensor], list[float]]] = {
@@ -159,11 +159,11 @@ def calibrate(
         )
     threshold = curve[best]["threshold"]
     full, run = make([None, threshold], chosen, question.seed + question.images)
-    settings = asdict(replace(question.method, threshold=threshold))
+    settings = recorded(question.method)
     scheduler = make_scheduler(question.solver, question.grid, pipe.scheduler)
     return Calibration(
         method=type(question.method).__name__,
-        settings={k: v for k, v in settings.items() if k not in ("threshold", "calibration")},
+        settings={k: v for k, v in settings.items() if k != "threshold"},
         threshold=threshold,
         target=str(question.target),
         confidence=question.confidence,
@@ -218,7 +218,13 @@ def _point(threshold: float, losses: list[list[bool]], run: Run) -> dict[str, fl
         "images": len(losses[-1]),
         "bound": float(conformal.bound(losses)[-1]),
         "nfe": sum(run.nfe) / len(run.nfe),
+        **_layers(run),
     }
+
+
+def _layers(run: Run) -> dict[str, float]:
+    """Blocks a step of a picture, where rows leave early."""
+    return {"layers": sum(run.layers) / len(run.layers)} if run.layers else {}
 
 
 def _verdict(question: Question, run: Run, full: Run) -> dict[str, float]:
@@ -232,4 +238,5 @@ def _verdict(question: Question, run: Run, full: Run) -> dict[str, float]:
         "chance": conformal.chance(kept, len(lost), question.confidence),
         "nfe": sum(run.nfe) / len(run.nfe),
         "nfe_full": sum(full.nfe) / len(full.nfe),
+        **_layers(run),
     }

@@ -11,6 +11,7 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
+from sidestep.runtime.calibration import take_calibration
 from sidestep.runtime.exits.budget import OneBudget
 from sidestep.runtime.exits.file import Exits, load_exits
 from sidestep.runtime.exits.layouts import Layout
@@ -43,10 +44,12 @@ class EarlyExit:
         reuse: Steps at which the model is not called at all for a row. In mode ``"sample"`` they
             are paid from the same budget, and its own mode is one that foretells an error:
             ``"learned"`` or ``"error-control"``.
+        calibration: A file of ``sidestep calibrate``, which chose the threshold for a promise with
+            these exits; what else is left out, `reuse` among it, takes the file's value.
 
     Raises:
-        ValueError: A setting is out of range or does not go with the mode; or the file cannot be
-            read or is for another mode.
+        ValueError: A setting is out of range, another one than the calibration's, or does not go
+            with the mode; or the file cannot be read or is for another mode.
     """
 
     exits: str | Path
@@ -55,8 +58,18 @@ class EarlyExit:
     batch_mean: bool = False
     branches_apart: bool = False
     reuse: Adaptive | None = None
+    calibration: str | Path | None = None
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "exits", Path(self.exits))
+        if self.reuse is not None and self.reuse.calibration is not None:
+            raise ValueError(
+                "EarlyExit: reuse has a calibration, which promises nothing of early exits; "
+                "calibrate both together"
+            )
+        take_calibration(self)
+        if isinstance(self.reuse, dict):  # as the calibration has it
+            object.__setattr__(self, "reuse", Adaptive(**self.reuse))
         kind = load_exits(self.exits).kind
         mode = self.mode or ("adadiff" if kind == "faithful" else "static")
         if mode not in RULES:

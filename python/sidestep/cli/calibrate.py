@@ -44,6 +44,8 @@ def calibrate(
     mode: common.Mode = None,
     threshold: Thresholds = None,
     max_skip: common.MaxSkip = None,
+    exits: common.Exits = None,
+    reuse: common.Reuse = None,
     dtype: common.DtypeOption = Dtype.float32,
     device: common.DeviceOption = Device.auto,
     out: Annotated[Path, typer.Option(help="The file to write (JSON).")] = Path(
@@ -54,7 +56,7 @@ def calibrate(
     """Chooses the largest threshold with which the target is kept, and tries it on fresh seeds.
 
     Without --prompts the 64 novel prompts of the bundled model are used, to choose and, from other
-    seeds, to check. The file is for `Adaptive(calibration=...)` and
+    seeds, to check. The file is for `Adaptive(calibration=...)`, `EarlyExit(calibration=...)` and
     `generate --calibration`. Where no threshold will do, nothing is written.
     """
     from sidestep.calibration import Question, calibrate
@@ -66,9 +68,13 @@ def calibrate(
     from sidestep.report.progress import progress
 
     common.check_run(guidance=guidance, seed=seed, steps=steps, batch=batch, images=images)
-    if method is not Method.adaptive:
-        raise UserError(f"--method: got {method.value}, expected adaptive, which has a threshold")
-    settings = common.method_settings(method, mode=mode, max_skip=max_skip)
+    if method not in (Method.adaptive, Method.early_exit):
+        raise UserError(
+            f"--method: got {method.value}, expected adaptive or early-exit, which have a threshold"
+        )
+    settings = common.method_settings(
+        method, mode=mode, max_skip=max_skip, exits=exits, reuse=reuse
+    )
     question = Question(
         target=Wanted.parse(target), confidence=confidence, method=settings,
         thresholds=threshold or (), model=model, solver=solver, grid=grid, steps=steps,
@@ -101,11 +107,14 @@ def _print_report(made: Calibration, largest: float) -> None:
     from rich.table import Table
 
     table = Table()
-    for column in ("threshold", "calls", "kept", "bound on the rest"):
+    early = "layers" in made.fresh
+    blocks = ("blocks a step",) if early else ()
+    for column in ("threshold", "calls", *blocks, "kept", "bound on the rest"):
         table.add_column(column, justify="right")
     for point in made.curve:
         table.add_row(
             f"{point['threshold']:g}", f"{point['nfe']:.1f}",
+            *([f"{point['layers']:.1f}"] if early else []),
             f"{point['kept']:g} of {point['images']:g}", f"{point['bound']:.1%}",
         )  # fmt: skip
     Console().print(table)
@@ -115,6 +124,7 @@ def _print_report(made: Calibration, largest: float) -> None:
     print(
         f"on fresh seeds: kept by {fresh['kept']:g} of {fresh['images']:g} "
         f"({fresh['rate']:.1%}), {fresh['nfe']:.1f} of {fresh['nfe_full']:.1f} calls"
+        + (f", {fresh['layers']:.1f} blocks a step" if early else "")
     )
     if fresh["chance"] < 0.05:
         print(

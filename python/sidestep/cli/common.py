@@ -84,7 +84,9 @@ MaxSkip = Annotated[
 ]
 CalibrationFile = Annotated[
     Path | None,
-    typer.Option(help="Adaptive: a file of sidestep calibrate, with the threshold it chose."),
+    typer.Option(
+        help="Adaptive, early exit: a file of sidestep calibrate, with the threshold it chose."
+    ),
 ]
 Blocks = Annotated[
     int | None,
@@ -104,6 +106,13 @@ Iterations = Annotated[
 ]
 Exits = Annotated[
     Path | None, typer.Option(help="Early exit: the file that `sidestep train exits` wrote.")
+]
+Reuse = Annotated[
+    float | None,
+    typer.Option(
+        help="Early exit: also skip whole steps, as Adaptive does with this threshold. In mode "
+        "sample they are paid from the budget that is calibrated."
+    ),
 ]
 DeviceOption = Annotated[
     Device, typer.Option("--device", help="auto: the GPU if torch sees one, else the CPU.")
@@ -206,6 +215,7 @@ def method_settings(
     tolerance: float | None = None,
     iterations: int | None = None,
     exits: Path | None = None,
+    reuse: float | None = None,
 ) -> Adaptive | SRDS | EarlyExit | None:
     """The settings of a method; None for the plain loop, and for `auto`, which is not decided yet.
 
@@ -220,11 +230,12 @@ def method_settings(
         "--mode": (mode, [Method.adaptive, Method.early_exit]),
         "--threshold": (threshold, [Method.adaptive, Method.early_exit]),
         "--max-skip": (max_skip, [Method.adaptive]),
-        "--calibration": (calibration, [Method.adaptive]),
+        "--calibration": (calibration, [Method.adaptive, Method.early_exit]),
         "--blocks": (blocks, [Method.srds]),
         "--tolerance": (tolerance, [Method.srds, Method.auto]),
         "--iterations": (iterations, [Method.srds]),
         "--exits": (exits, [Method.early_exit]),
+        "--reuse": (reuse, [Method.early_exit]),
     }
     for option, (value, methods) in owners.items():
         if value is not None and method not in methods:
@@ -240,7 +251,10 @@ def method_settings(
         if method is Method.early_exit:
             if exits is None:
                 raise UserError("--exits: expected the file that `sidestep train exits` wrote")
-            return EarlyExit(exits=exits, mode=mode, threshold=threshold)
+            return EarlyExit(
+                exits=exits, mode=mode, threshold=threshold, calibration=calibration,
+                reuse=None if reuse is None else Adaptive(threshold=reuse),
+            )  # fmt: skip
         settings = SRDS(blocks=blocks, tolerance=allowed, max_iterations=iterations)
     except ValueError as error:
         raise UserError(str(error)) from error
