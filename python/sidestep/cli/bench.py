@@ -243,3 +243,77 @@ def srds(
     report.print_report(document)
     made = f"pictures: {', '.join(map(str, pictures))}; " if pictures else ""
     print(f"{made}results: {out.with_suffix('.json')}")
+
+
+@app.command("exits")
+def exits(
+    exits: Annotated[Path, typer.Option(help="The file that `sidestep train exits` wrote.")],
+    model: Annotated[str, typer.Option(help="A local diffusers folder with a transformer.")],
+    faithful_model: Annotated[
+        str | None, typer.Option(help="AdaDiff's folder, from train exits --mode faithful.")
+    ] = None,
+    faithful_exits: Annotated[Path | None, typer.Option(help="Its exits file.")] = None,
+    prompts: Annotated[int, typer.Option(help="Novel prompts.")] = 64,
+    solver: common.Solver = None,
+    steps: Annotated[list[int] | None, typer.Option(help="Steps (repeat). Default: 10 20 50.")] = (
+        None
+    ),
+    batch: Annotated[
+        list[int] | None, typer.Option(help="Images a batch (repeat). Default: 1 8 32.")
+    ] = None,
+    subset: Annotated[
+        int, typer.Option(help="First prompts, for all but the largest batch; at least one batch.")
+    ] = 8,
+    methods: Annotated[
+        str, typer.Option(help="Methods to measure, by commas: static,sample,... All if empty.")
+    ] = "",
+    threshold: Annotated[
+        list[float] | None,
+        typer.Option(help="Budgets of early exit (repeat). Default: 0.0125 to 0.2, doubling."),
+    ] = None,
+    gate: Annotated[
+        bool, typer.Option("--gate", help="Ask first what exits by sample could save at all.")
+    ] = False,
+    guidance: common.Guidance = 7.5,
+    seed: common.Seed = 0,
+    fresh: Fresh = False,
+    out: common.Out = Path("sidestep-exits.png"),
+    as_json: common.Json = False,
+) -> None:
+    """Early exit beside all else: blocks and seconds against PSNR and FD-small to the full model.
+
+    Results are kept beside the chart, in a file of the same name ending in .json, after every
+    method; what is there already is not measured again.
+    """
+    from sidestep.bench import exits as suite
+    from sidestep.bench import exits_report as report
+    from sidestep.bench.exits_grid import BUDGETS
+    from sidestep.errors import UserError
+    from sidestep.models import load_prompts, spaced
+    from sidestep.report.pictures import check_writable, save_figure
+
+    counts, batches, budgets = steps or [10, 20, 50], batch or [1, 8, 32], threshold or BUDGETS
+    common.check_run(
+        guidance=guidance, seed=seed, prompts=prompts, subset=subset, steps=min(counts),
+        batch=min(batches), threshold=min(budgets),
+    )  # fmt: skip
+    if (faithful_model is None) != (faithful_exits is None):
+        raise UserError("--faithful-model and --faithful-exits: expected both or none")
+    check_writable(out)
+    document = suite.run(
+        settings=suite.Settings(
+            model=model, exits=exits, faithful=faithful_model, faithful_exits=faithful_exits,
+            prompts=spaced(load_prompts("novel"), prompts), solver=solver,
+            guidance=guidance, seed=seed, subset=subset, thresholds=sorted(set(budgets)),
+        ),
+        steps=sorted(set(counts)), batches=sorted(set(batches)),
+        chosen=[name for name in methods.split(",") if name], with_gate=gate,
+        state=out.with_suffix(".json"), fresh=fresh,
+    )  # fmt: skip
+    save_figure(report.chart(document), out)
+    document["pictures"] = [str(out)]
+    if as_json:
+        common.print_json(document)
+        return
+    report.print_report(document)
+    print(f"chart: {out}; results: {out.with_suffix('.json')}")
