@@ -130,10 +130,14 @@ def test_the_chart_has_a_panel_for_each_measure(document: dict[str, Any]) -> Non
     figure = report.chart(document)
     titles = [axis.get_title() for axis in figure.axes]
     assert titles == ["4 steps, batch 3", "", ""]
+    saving = [r for r in report.of(document, 4, 3) if r["share"] < 1]
     (legend,) = figure.legends
-    assert {text.get_text() for text in legend.get_texts()} == {*FAMILIES}
-    shares = figure.axes[0].lines[0].get_xdata()  # of static, ascending
-    assert list(shares) == sorted(r["share"] for r in named(document, "static", 3))
+    drawn = [text.get_text() for text in legend.get_texts()]
+    assert drawn == list(dict.fromkeys(r["method"] for r in saving)) and len(drawn) >= 6
+    for x, y, axis in (("share", "psnr", 0), ("speedup", "psnr", 1), ("share", "fd_small", 2)):
+        line = figure.axes[axis].lines[0]  # of the first method
+        points = sorted((r[x], r[y]) for r in saving if r["method"] == drawn[0])
+        assert list(zip(line.get_xdata(), line.get_ydata(), strict=True)) == points
     assert report.cell(None, ".1f") == report.cell(math.nan, ".1f") == "-"
     assert report.cell(1.26, ".1f") == "1.3"
 
