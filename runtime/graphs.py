@@ -29,6 +29,8 @@ Model = Callable[[Tensor, Tensor, Any], Tensor]
 Call = Callable[[Tensor, Tensor, Any, int], Tensor]
 """The same at step j of a chain: ``call(x, t, conditioning, j)``."""
 
+_NOTHING: tuple[Callable[[], None], None] = (lambda: None, None)
+
 
 class CaptureError(RuntimeError):
     """A tick could not be captured in a CUDA graph."""
@@ -42,7 +44,8 @@ class Inputs:
         leaves: Of its conditioning, any nesting; they live no longer than the tick.
         spec: The nesting.
         static: Of each of the leaves, whether a graph has a tensor of its own for it, which is
-            filled before a replay where the leaf is another object than the time before.
+            filled before a replay where the leaf is another object than the time before, or was
+            written to since.
         key: Of all others, and of the call.
         call: What is captured, with those tensors in the place of the leaves. It is kept as long as
             the graph.
@@ -130,7 +133,7 @@ class TickProgram:
         N, P, G, m = key.entries, key.rows, key.branches, key.steps
         self._leaves = [*inputs.leaves]
         self._static = [i for i, static in enumerate(inputs.static) if static]
-        self._loaded: dict[int, weakref.ref[Tensor]] = {}
+        self._loaded: dict[int, tuple[weakref.ref[Tensor], int | None]] = {}
         with torch.inference_mode(False):  # written to in either mode
             fp32: dict[str, Any] = {"dtype": torch.float32, "device": key.device}
             self.numbers = torch.zeros(P + m * P + N + G * P, dtype=torch.int64, device=key.device)
@@ -150,10 +153,11 @@ class TickProgram:
         if self.noise is not None:
             torch.stack(tick.state.drawn(tick.noise), out=self.noise[: len(tick.rows)])
         for i in self._static:
-            leaf, loaded = inputs.leaves[i], self._loaded.get(i)
-            if loaded is None or loaded() is not leaf:
+            leaf, (loaded, version) = inputs.leaves[i], self._loaded.get(i, _NOTHING)
+            now = None if leaf.is_inference() else leaf._version
+            if loaded() is not leaf or now is None or version != now:
                 self._leaves[i].copy_(leaf)
-                self._loaded[i] = weakref.ref(leaf)
+                self._loaded[i] = weakref.ref(leaf), now
 
     def run(self) -> None:
         """m ticks; nothing in here may ask the host, or be told by it."""
@@ -213,8 +217,9 @@ class TickGraphs:
         self._last, layout = None, Layout(tick)
         steps = 1 << (min(tick.foreseen, self._chain).bit_length() - 1)  # few sizes to capture
         inputs = prepare(tick, layout, steps)
-        program = self._last = self._program(tick, layout, steps, inputs)
+        program = self._program(tick, layout, steps, inputs)
         program.load(tick, layout, inputs)
+        self._last = program
         if program.warm and program.graph is None:
             self._capture(program)
         if program.graph is None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from sidestep.runtime.exits.rules.sample import PerSample
+from sidestep.runtime.methods.criteria.carried_error import share_of
 from sidestep.runtime.methods.criterion import Course, Criterion, Decision, Observation
 
 
@@ -27,12 +28,16 @@ class OneBudget:
         """A trajectory begins; the ledger is told by `Leaving`."""
         self._criterion.start(course)
         self._paid = [0.0] * course.rows
+        self._share = share_of(course.steps or 50)
 
     def observe(self, seen: Observation) -> Decision:
         """What the criterion proposes, as far as it can be paid."""
         decision = self._criterion.observe(seen)
         compute, reasons = list(decision.compute), list(decision.reasons)
-        values = [] if decision.value is None else decision.value.tolist()
+        for row, computed in enumerate(seen.computed):
+            if computed:  # also where a skip that was paid for could not be made
+                self._paid[row] = 0.0
+        values = [] if decision.value is None else (decision.value / self._share).tolist()
         for row, value in enumerate(values):
             if not compute[row]:
                 more = max(value - self._paid[row], 0.0)

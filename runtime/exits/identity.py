@@ -29,7 +29,16 @@ def model_hash(model: nn.Module) -> str:
 
 @torch.no_grad()
 def sample_weights(model: nn.Module) -> Tensor:  # [parameters * SAMPLES] fp32
-    """Some of the weights, the same ones each time."""
+    """Some of the weights, the same ones each time.
+
+    Raises:
+        ValueError: They are not there to be read.
+    """
+    if any(parameter.is_meta for parameter in model.parameters()):
+        raise ValueError(
+            f"the weights of {type(model).__name__} are not in memory (sequential offload); enable "
+            "the method before enable_sequential_cpu_offload"
+        )
     return torch.stack([_some(parameter) for parameter in model.parameters()]).flatten().cpu()
 
 

@@ -21,8 +21,8 @@ from sidestep.runtime.exits.rules.sample import PerSample
 from sidestep.runtime.methods.adaptive import Adaptive
 from sidestep.runtime.methods.criterion import Course, Criterion, Decision, Observation
 
-FORETELLING = ("learned", "error-control")
-"""Modes of `Adaptive` whose number is the error of the finished picture."""
+FORETELLING = "error-control"
+"""The mode of `Adaptive` whose number is the error of the finished picture."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,8 +42,8 @@ class EarlyExit:
             as in the released code.
         branches_apart: ``"adadiff"`` only: each guidance branch leaves on its own, as there.
         reuse: Steps at which the model is not called at all for a row. In mode ``"sample"`` they
-            are paid from the same budget, and its own mode is one that foretells an error:
-            ``"learned"`` or ``"error-control"``.
+            are paid from the same budget, and its own mode is the one that foretells an error,
+            ``"error-control"``, with its ``debt``.
         calibration: A file of ``sidestep calibrate``, which chose the threshold for a promise with
             these exits; what else is left out, `reuse` among it, takes the file's value.
 
@@ -84,10 +84,12 @@ class EarlyExit:
             raise ValueError(
                 f"EarlyExit: batch_mean and branches_apart belong to mode 'adadiff', got {mode!r}"
             )
-        if mode == "sample" and self.reuse is not None and self.reuse.mode not in FORETELLING:
+        reuse = self.reuse if mode == "sample" else None
+        if reuse is not None and (reuse.mode != FORETELLING or not reuse.debt):
             raise ValueError(
-                f"EarlyExit: reuse has mode {self.reuse.mode!r}, whose numbers are no errors that "
-                f"a budget could pay for; expected one of {FORETELLING}"
+                f"EarlyExit: reuse has mode {reuse.mode!r} and debt={reuse.debt}, whose numbers "
+                f"are no errors that a budget could pay for; expected mode {FORETELLING!r} with "
+                "its debt"
             )
         threshold = RULES[mode].THRESHOLD if self.threshold is None else self.threshold
         if not (math.isfinite(threshold) and threshold >= 0):

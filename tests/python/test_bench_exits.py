@@ -95,7 +95,8 @@ def test_policies(tmp_path: Path) -> None:
         EarlyExit(exits=exits, threshold=0.2),
     ]
     both = made("sample+adaptive")[1]
-    assert both.method == EarlyExit(exits=exits, mode="sample", threshold=0.2, reuse=Adaptive())
+    reuse = Adaptive(mode="error-control")
+    assert both.method == EarlyExit(exits=exits, mode="sample", threshold=0.2, reuse=reuse)
     assert (both.label, both.threshold) == ("0.2", 0.2)
     assert [p.method.plan for p in made("fixed-exit")] == [((0,) * 4,), ((1,) * 4,)]  # type: ignore[union-attr]
     assert [p.label for p in made("fixed-exit")] == ["block 1", "block 3"]

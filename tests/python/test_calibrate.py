@@ -229,6 +229,12 @@ def test_a_calibrated_method_is_its_threshold(pipe: Any, made: Path) -> None:
         assert torch.equal(images, generate(pipe))
 
 
+def test_weights_that_are_not_in_memory_are_not_taken_for_others(pipe: Any, made: Path) -> None:
+    pipe.unet.to("meta")
+    with pytest.raises(ValueError, match=r"the weights of unet are not in memory"):
+        sidestep.enable(pipe, Adaptive(calibration=made))
+
+
 def test_another_model_is_refused(pipe: Any, made: Path) -> None:
     with torch.no_grad():
         next(pipe.unet.parameters()).view(-1)[0] += 1

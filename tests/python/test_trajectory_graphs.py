@@ -50,6 +50,36 @@ def test_pipelines(name: str) -> None:
     assert not torch.allclose(made[True][0][0], made[True][1][0])
 
 
+def test_embeddings_that_the_caller_writes_to_are_read_again() -> None:
+    """Flux hands the caller's own tensors on: they are the same objects in every generation."""
+    case = CASES["Flux"]
+    made: dict[bool, list[Tensor]] = {}
+    for recorded in (False, True):
+        pipe, made[recorded] = case.build(), []
+        generator = torch.Generator().manual_seed(0)
+        config = pipe.transformer.config
+        widths = (1, 7, config.joint_attention_dim), (1, config.pooled_projection_dim)
+        embeds, pooled = (torch.randn(size, generator=generator) for size in widths)
+        with enable(pipe, None, driver="whole") as handle:
+            if recorded:
+                graphed(handle)
+            for _ in range(4):
+                result = pipe(
+                    prompt_embeds=embeds, pooled_prompt_embeds=pooled, num_inference_steps=6,
+                    height=32, width=32, output_type="latent",
+                    generator=torch.Generator().manual_seed(1),
+                ).images  # fmt: skip
+                made[recorded].append(result)
+                if len(made[recorded]) == 3:
+                    embeds.mul_(-3)
+                    pooled.mul_(-2)
+            if recorded:
+                assert counts(handle)[1] >= 2
+    assert not torch.allclose(made[False][3], made[False][0])
+    for graphs, eager in zip(made[True], made[False], strict=True):
+        assert_same(graphs, eager)
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_prompt_after_prompt_bit_for_bit(name: str) -> None:
     method, heard = METHODS[name], []

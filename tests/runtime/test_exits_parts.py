@@ -213,23 +213,44 @@ def test_skips_and_exits_are_paid_from_one_budget() -> None:
     assert ledger._plan is not None
     ledger._plan = replace(ledger._plan, damages=(0.0,) * 4)  # what is left is shared evenly
     criterion = OneBudget(Proposes([[0.03, 0.04], [0.05, 2.0], [0.2, 0.05]]), ledger)
-    criterion.start(replace(COURSE, rows=2))
+    criterion.start(replace(COURSE, rows=2, steps=50))  # of 50 steps a number is the error itself
     x = torch.zeros(2, 1)
 
-    def observe(step: int) -> Decision:
-        return criterion.observe(
-            Observation(step=step, x=x, x_next=x, output=x, computed=[True, True])
-        )
+    def observe(step: int, computed: list[bool]) -> Decision:
+        return criterion.observe(Observation(step=step, x=x, x_next=x, output=x, computed=computed))
 
-    first = observe(0)  # for step 1: 0.1 / 3 is allowed
+    first = observe(0, [True, True])  # for step 1: 0.1 / 3 is allowed
     assert first.compute == [False, True] and first.reasons == ["skipped", "budget"]
     assert ledger.spent == pytest.approx({0: 0.03})
-    second = observe(1)  # the run of row 0 goes on and pays the increase only
+    second = observe(1, [False, True])  # the run of row 0 goes on and pays the increase only
     assert second.compute == [False, True] and second.reasons == ["skipped", "criterion"]
     assert ledger.spent == pytest.approx({0: 0.05})
-    third = observe(2)
+    third = observe(2, [False, True])
     assert third.compute == [True, False] and third.reasons == ["budget", "skipped"]
     assert ledger.spent == pytest.approx({0: 0.05, 1: 0.05})
+
+
+def test_a_skip_that_could_not_be_made_was_paid_and_the_next_run_begins_anew() -> None:
+    ledger = PerSample(tiny_exits(), 1.0)
+    ledger.start(COURSE)
+    criterion = OneBudget(Proposes([[0.03], [0.04]]), ledger)
+    criterion.start(replace(COURSE, rows=1, steps=50))
+    x = torch.zeros(1, 1)
+    for step in range(2):  # the driver computed step 1 in spite of it
+        criterion.observe(Observation(step=step, x=x, x_next=x, output=x, computed=[True]))
+    assert ledger.spent == pytest.approx({0: 0.07})
+
+
+@pytest.mark.parametrize("steps", [10, 250])
+def test_a_skip_costs_the_error_of_the_picture_at_any_number_of_steps(steps: int) -> None:
+    ledger = PerSample(tiny_exits(), 1.0)
+    ledger.start(COURSE)
+    number = 0.03 * (steps / 50) ** 0.75  # what the criterion makes of an error of 0.03
+    criterion = OneBudget(Proposes([[number]]), ledger)
+    criterion.start(replace(COURSE, rows=1, steps=steps))
+    x = torch.zeros(1, 1)
+    criterion.observe(Observation(step=0, x=x, x_next=x, output=x, computed=[True]))
+    assert ledger.spent == pytest.approx({0: 0.03})
 
 
 @pytest.mark.parametrize(

@@ -17,15 +17,24 @@ _VALUES = 4096  # of each weight, evenly spaced
 
 
 def model_hash(pipe: Any) -> str:
-    """Of the weights of all the pipeline's networks: shapes, dtypes and evenly spaced values."""
+    """Of the weights of all the pipeline's networks: shapes, dtypes and evenly spaced values.
+
+    Raises:
+        ValueError: Some of them are not there to be read.
+    """
     found = []
     for name, part in sorted(pipe.components.items()):
         if isinstance(part, nn.Module):
             for key, weight in sorted(part.state_dict().items()):
                 flat = weight.detach().reshape(-1)
+                if flat.is_meta:
+                    raise ValueError(
+                        f"enable: the weights of {name} are not in memory (sequential offload), "
+                        "so that the calibration cannot be checked; enable the method before "
+                        "enable_sequential_cpu_offload"
+                    )
                 some = flat[:: max(1, flat.numel() // _VALUES)]
-                values = () if some.is_meta else some
-                found.append((name, key.replace("_orig_mod.", ""), list(weight.shape), values))
+                found.append((name, key.replace("_orig_mod.", ""), list(weight.shape), some))
     return digest(found)
 
 

@@ -105,7 +105,7 @@ def policies(
         faithful: AdaDiff's exits file.
     """
     if family in EXCESS:
-        reuse = Adaptive() if family == "sample+adaptive" else None
+        reuse = Adaptive(mode="error-control") if family == "sample+adaptive" else None
         return [
             _set(family, t, EarlyExit(exits=exits, mode=family[:6], threshold=t, reuse=reuse))
             for t in thresholds

@@ -223,7 +223,7 @@ def method_settings(
         UserError: A setting is out of its range, or belongs to another method.
     """
     from sidestep.runtime.methods.adaptive import DEFAULT_MODE, Adaptive
-    from sidestep.runtime.methods.early_exit import EarlyExit
+    from sidestep.runtime.methods.early_exit import FORETELLING, EarlyExit
     from sidestep.runtime.methods.srds import SRDS
 
     owners = {
@@ -251,9 +251,10 @@ def method_settings(
         if method is Method.early_exit:
             if exits is None:
                 raise UserError("--exits: expected the file that `sidestep train exits` wrote")
+            skips = FORETELLING if mode == "sample" else DEFAULT_MODE
             return EarlyExit(
                 exits=exits, mode=mode, threshold=threshold, calibration=calibration,
-                reuse=None if reuse is None else Adaptive(threshold=reuse),
+                reuse=None if reuse is None else Adaptive(mode=skips, threshold=reuse),
             )  # fmt: skip
         settings = SRDS(blocks=blocks, tolerance=allowed, max_iterations=iterations)
     except ValueError as error:

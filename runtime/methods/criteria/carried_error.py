@@ -45,10 +45,15 @@ def carried_error(course: Course) -> Sequence[float]:
     """
     if course.log_snr is None:
         steps = course.steps or 50
-        return [(steps / 50) ** 0.75 / steps] * steps
-    share = (len(course.log_snr) / 50) ** 0.75
+        return [share_of(steps) / steps] * steps
+    share = share_of(len(course.log_snr))
     left = [_left(snr) for snr in course.log_snr]
     return [share * s * g for s, g in zip(left, carried(course), strict=True)]
+
+
+def share_of(steps: int) -> float:
+    """(K / 50)^(3/4): without it C_k is the error of the picture itself."""
+    return float((steps / 50) ** 0.75)
 
 
 def carried(course: Course) -> Sequence[float]:
