@@ -6,7 +6,8 @@ blocks `after`, width D and P probes:
     probes.weight [K, P, D], probes.time [K, P, TIME], probes.bias [K, P]
     translators.matrix [K, D, D], translators.offset [K, D]                      excess
     uncertainty.inner [K, 2 P + 3, units], uncertainty.outer [K, units + 1, 2]   excess
-    measured.log_snr [T], measured.errors [K, T], measured.sensitivity [T]       excess
+    measured.log_snr [T], measured.errors [K, T], measured.sensitivity [T],
+    measured.stale [K + 1, T], measured.growth [K + 1, T]                        excess
     model.weights: `sidestep.runtime.exits.identity`
 """
 
@@ -27,7 +28,7 @@ from sidestep.runtime.exits.identity import difference
 from sidestep.runtime.exits.modules import TIME, Parts, Probes, Translators, Uncertainty
 from sidestep.runtime.files import write_whole
 
-FORMAT = "sidestep-exits-1"
+FORMAT = "sidestep-exits-2"
 KINDS = ("excess", "faithful")
 
 
@@ -40,11 +41,16 @@ class Measured(Parts):
         errors: ``[K, T]`` RMS over samples of the guided output's error at each exit.
         sensitivity: ``[T]`` what an error that a step carries into the latents (`carried`) leaves
             in the finished picture.
+        stale: ``[K + 1, T]`` RMS error where the last outputs (first line), or what lies behind an
+            exit (its line), are continued over a distance of 1 in lambda (`menu`).
+        growth: ``[K + 1, T]`` by which power of the distance it grows.
     """
 
     log_snr: Tensor
     errors: Tensor
     sensitivity: Tensor
+    stale: Tensor
+    growth: Tensor
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -177,11 +183,12 @@ def _check_shapes(exits: Exits) -> None:
             "translators.matrix": (K, D, D), "translators.offset": (K, D),
             "uncertainty.inner": (K, 2 * P + 3, units), "uncertainty.outer": (K, units + 1, 2),
             "measured.log_snr": (steps,), "measured.errors": (K, steps),
-            "measured.sensitivity": (steps,),
+            "measured.sensitivity": (steps,), "measured.stale": (K + 1, steps),
+            "measured.growth": (K + 1, steps),
         }  # fmt: skip
         if steps == 0 or not bool((exits.measured.log_snr.diff() > 0).all()):
             raise ValueError("measured.log_snr does not increase")
-        for key in ("errors", "sensitivity"):
+        for key in ("errors", "sensitivity", "stale", "growth"):
             if not bool((getattr(exits.measured, key) > 0).all()):
                 raise ValueError(f"measured.{key} holds numbers that are not above 0")
     for name, shape in expected.items():

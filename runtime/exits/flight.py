@@ -46,6 +46,9 @@ class Gate(Protocol):
     def translate(self, index: int, hidden: Tensor) -> Tensor:
         """The hidden states that the head is to read in place of those after block ``index``."""
 
+    def land(self, hidden: Tensor) -> None:  # [n, tokens, width]
+        """All rows of the call have passed the last block."""
+
 
 class Flight:
     """One call, from the first block to the last.
@@ -141,11 +144,12 @@ class Flight:
 
     def _land(self, blocks: Blocks, output: Any) -> Any:
         """All rows in their places again."""
-        if not self._aside:
-            return output
         streams = blocks.streams(output)
         hidden = streams[HIDDEN]
         assert hidden is not None
+        if not self._aside:
+            self._gate.land(hidden)
+            return output
         if not self._places and len(self._aside) == 1:
             return output
         whole = hidden.new_empty(len(self.depths), *hidden.shape[1:])

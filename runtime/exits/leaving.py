@@ -15,6 +15,7 @@ from sidestep.runtime.exits.file import Exits
 from sidestep.runtime.exits.flight import Flight, Passage
 from sidestep.runtime.exits.layouts import Layout
 from sidestep.runtime.exits.modules import Parts, Translators
+from sidestep.runtime.exits.rests import Rests
 from sidestep.runtime.methods.criterion import Course
 
 _Some = TypeVar("_Some", bound=Parts)
@@ -56,9 +57,13 @@ class Rule(Protocol):
     Attributes:
         joint: Whether all branches of a row leave together; a second model call of a step then
             follows the first one.
+        rests: What it goes on with in place of translators; None for nothing.
     """
 
     joint: bool
+
+    @property
+    def rests(self) -> Rests | None: ...
 
     def start(self, course: Course) -> None:
         """A trajectory begins, or more is known of it before its second step."""
@@ -98,11 +103,17 @@ class Leaving:
         self.passage = None
         self._depths: list[tuple[int, int]] = []  # place in the host's batch, blocks passed
         self._decided: dict[int, int] = {}  # row: blocks that its first branch has passed
+        self._calls = 0  # of this step
         self.rule.start(course)
 
     def plan(self, course: Course) -> None:
         """More is known of the generation, before its second step."""
         self.rule.start(course)
+
+    def release(self) -> None:
+        """The generation is over: frees what is as large as hidden states."""
+        if self.rule.rests is not None:
+            self.rule.rests.forget()
 
     @contextmanager
     def call(
@@ -122,6 +133,9 @@ class Leaving:
             return
         self._step, self._rows = step, [place % rows for place in places] if rows else None
         self.rule.cancel()
+        if self.rule.rests is not None:
+            self.rule.rests.open(step, self._calls, places)
+        self._calls += 1
         flight = Flight(len(places), self.exits.blocks, self)
         self.passage = flight
         try:
@@ -139,6 +153,11 @@ class Leaving:
         exit = self._number.get(index)
         if exit is None:
             return None
+        rests = self.rule.rests
+        if rests is not None:
+            rests.see(exit, hidden)
+            if rests.due and not rests.ready:
+                return None
         rows = None if self._rows is None else [self._rows[place] for place in places]
         if self.rule.joint and rows is not None and any(row in self._decided for row in rows):
             return [self._decided.get(row) == index + 1 for row in rows]
@@ -146,12 +165,20 @@ class Leaving:
 
     def translate(self, index: int, hidden: Tensor) -> Tensor:
         """h' of rows that leave after block ``index``."""
+        rests = self.rule.rests
+        if rests is not None and rests.due:
+            return rests.add(self._number[index], hidden)
         if self.exits.translators is None:
             return hidden
         own = self._translators
         if own is None or own.matrix.device != hidden.device or own.matrix.dtype != hidden.dtype:
             own = self._translators = self.exits.translators.to(hidden.device, hidden.dtype)
         return own(self._number[index], hidden)
+
+    def land(self, hidden: Tensor) -> None:
+        """Nobody has left the call."""
+        if self.rule.rests is not None:
+            self.rule.rests.land(hidden)
 
     def end_step(self, computed: Sequence[bool]) -> list[float]:  # [rows]
         """The step is over: how many blocks each row has passed, in the mean over its branches.
@@ -162,7 +189,7 @@ class Leaving:
         depths: list[list[int]] = [[] for _ in computed]
         for place, depth in self._depths:
             depths[place % len(computed)].append(depth)
-        self._depths, self._decided = [], {}
+        self._depths, self._decided, self._calls = [], {}, 0
         whole = [self.exits.blocks * was for was in computed]
         return [
             sum(of_row) / len(of_row) if of_row else float(blocks)

@@ -1,4 +1,4 @@
-"""The static plan: one exit for each step of a trajectory, chosen before it begins.
+"""The static plan: what is done at each step of a trajectory, chosen before it begins.
 
 An error e of the model's output at step k moves the finished latents by W_k e,
 
@@ -12,13 +12,15 @@ the budget E:
     minimise sum_k depth_k    subject to    sum_k W_k e_{i_k, k} <= E
 
 Lagrange's sweep: for a price mu every step takes the exit with the least depth + mu W e; the
-smallest price whose plan keeps the budget is found by bisection.
+smallest price whose plan keeps the budget is found by bisection. So it is with translators alone;
+`sidestep.runtime.exits.menu` has the plan in which calls are continued as well.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 
@@ -26,18 +28,26 @@ from sidestep.runtime.exits.file import Exits
 from sidestep.runtime.methods.criteria.carried_error import carried
 from sidestep.runtime.methods.criterion import Course
 
-_HALVINGS = 60
+NOT_CALLED = -1
+"""In the place of an exit: the model is not called."""
+
+_HALVINGS = 40
+
+_Chosen = TypeVar("_Chosen")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class StaticPlan:
     """Attributes:
-    exits: ``[T]``, the exit of each step, K where no row leaves.
+    exits: ``[T]``, the exit of each step, K where no row leaves, or `NOT_CALLED`.
+    rests: ``[T]``, whether it is not a translator but the rest of earlier calls that takes the
+        hidden states of that exit to the head.
     damages: ``[T]``, W_k e of it, 0 where no row leaves.
     weights: ``[T]``, W_k.
     """
 
     exits: tuple[int, ...]
+    rests: tuple[bool, ...]
     damages: tuple[float, ...]
     weights: tuple[float, ...]
 
@@ -46,12 +56,12 @@ def weights_of(exits: Exits, course: Course) -> np.ndarray | None:  # [T]
     """W_k of every step; None where it is not known of the course how its lambda rises."""
     if not course.advances or exits.measured is None:
         return None
-    sensitivity = exits.measured.sensitivity.double().numpy()
-    return _between(exits, course, np.log(sensitivity)) * np.asarray(carried(course))
+    sensitivity = exits.measured.sensitivity.double().log().numpy()
+    return np.exp(along(exits, course, sensitivity)) * np.asarray(carried(course))
 
 
-def static_plan(exits: Exits, course: Course, budget: float) -> StaticPlan | None:
-    """The plan of a trajectory; None where it is not known how its lambda rises.
+def translators_plan(exits: Exits, course: Course, budget: float) -> StaticPlan | None:
+    """The plan with translators alone; None where it is not known how lambda rises.
 
     Args:
         exits: Of the model.
@@ -61,14 +71,15 @@ def static_plan(exits: Exits, course: Course, budget: float) -> StaticPlan | Non
     weights = weights_of(exits, course)
     if weights is None or exits.measured is None:
         return None
-    errors = exits.measured.errors.double().numpy()  # [K, T']
+    errors = exits.measured.errors.double().log().numpy()  # [K, T']
     damages = np.stack(
-        [*(weights * _between(exits, course, np.log(e)) for e in errors), 0 * weights], 1
+        [*(weights * np.exp(along(exits, course, e)) for e in errors), 0 * weights], 1
     )  # [T, K + 1]
     chosen = cheapest(damages, (*exits.after, exits.blocks), budget)
     steps = range(len(chosen))
     return StaticPlan(
         exits=tuple(chosen),
+        rests=(False,) * len(chosen),
         damages=tuple(float(damages[k, chosen[k]]) for k in steps),
         weights=tuple(weights.tolist()),
     )
@@ -89,27 +100,44 @@ def cheapest(
     def spent(chosen: np.ndarray) -> float:
         return float(np.take_along_axis(damages, chosen[:, None], 1).sum())
 
+    tiny = float(damages[damages > 0].min())
+    return least_price(choose, spent, budget, 2 * float(cost[-1]) / tiny).tolist()
+
+
+def least_price(
+    choose: Callable[[float], _Chosen],
+    spent: Callable[[_Chosen], float],
+    budget: float,
+    high: float,
+) -> _Chosen:
+    """What is chosen at the smallest price that keeps the budget.
+
+    Args:
+        choose: The best choice at a price of damage, in blocks.
+        spent: The damage of a choice, which falls with the price.
+        budget: What it may be.
+        high: A price at which nobody leaves.
+    """
+    low = high * 1e-18
     if budget <= 0:
-        return [len(depths) - 1] * len(damages)
-    if spent(choose(0.0)) <= budget:
-        return choose(0.0).tolist()
-    tiny = damages[damages > 0].min()
-    low, high = 0.0, 2 * float(cost[-1]) / tiny  # at this price nobody leaves
+        return choose(high)
+    if spent(choose(low)) <= budget:
+        return choose(low)
     for _ in range(_HALVINGS):
-        middle = (low + high) / 2 if low == 0 or high / low < 4 else float(np.sqrt(low * high))
+        middle = float(np.sqrt(low * high))
         if spent(choose(middle)) <= budget:
             high = middle
         else:
             low = middle
-    return choose(high).tolist()
+    return choose(high)
 
 
-def _between(
+def along(
     exits: Exits,
     course: Course,
-    logarithms: np.ndarray,  # [T']
+    values: np.ndarray,  # [T']
 ) -> np.ndarray:  # [T]
-    """What was measured at some lambda, at those of the course: along the logarithm."""
+    """What was measured at some lambda, at those of the course."""
     assert exits.measured is not None and course.log_snr is not None
     known = exits.measured.log_snr.double().numpy()
-    return np.exp(np.interp(np.asarray(course.log_snr, dtype=np.float64), known, logarithms))
+    return np.interp(np.asarray(course.log_snr, dtype=np.float64), known, values)

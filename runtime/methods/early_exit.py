@@ -18,6 +18,7 @@ from sidestep.runtime.exits.layouts import Layout
 from sidestep.runtime.exits.leaving import Leaving
 from sidestep.runtime.exits.rules import RULES
 from sidestep.runtime.exits.rules.sample import PerSample
+from sidestep.runtime.exits.rules.static import LeftOut, Static
 from sidestep.runtime.methods.adaptive import Adaptive
 from sidestep.runtime.methods.criterion import Course, Criterion, Decision, Observation
 
@@ -31,19 +32,22 @@ class EarlyExit:
 
     Attributes:
         exits: The file that ``sidestep train exits`` has written for the model.
-        mode: ``"static"``: one exit for each step, the same for all rows, planned before the
-            trajectory begins; nothing is read from the device. ``"sample"``: each row by its own
-            predicted error, within a budget of its own. ``"adadiff"``: the published rule, for a
-            model that was trained for it. None is the first or the last, as the file is.
+        mode: ``"static"``: the same for all rows, planned for each step before the trajectory
+            begins: the whole model, an exit of it, or no call; nothing is read from the device.
+            ``"sample"``: each row by its own predicted error, within a budget of its own.
+            ``"adadiff"``: the published rule, for a model that was trained for it. None is the
+            first or the last, as the file is.
         threshold: What the rows may lose; larger is faster, at 0 nobody leaves. For ``"static"``
             and ``"sample"`` the RMS error of the finished latents; for ``"adadiff"`` the
             uncertainty below which a row leaves. None is the mode's own.
         batch_mean: ``"adadiff"`` only: one decision for the whole batch, by its mean uncertainty,
             as in the released code.
         branches_apart: ``"adadiff"`` only: each guidance branch leaves on its own, as there.
-        reuse: Steps at which the model is not called at all for a row. In mode ``"sample"`` they
-            are paid from the same budget, and its own mode is the one that foretells an error,
-            ``"error-control"``, with its ``debt``.
+        reuse: Steps at which the model is not called at all. None is the mode's own: ``"static"``
+            plans them, the others have none; False is none. With `Adaptive` each row decides. In
+            mode ``"sample"`` that is paid from the same budget, and its own mode is the one that
+            foretells an error, ``"error-control"``, with its ``debt``; in mode ``"static"`` exits
+            have translators only then, as calls cannot be continued that were not made.
         calibration: A file of ``sidestep calibrate``, which chose the threshold for a promise with
             these exits; what else is left out, `reuse` among it, takes the file's value.
 
@@ -57,12 +61,16 @@ class EarlyExit:
     threshold: float | None = None
     batch_mean: bool = False
     branches_apart: bool = False
-    reuse: Adaptive | None = None
+    reuse: Adaptive | bool | None = None
     calibration: str | Path | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "exits", Path(self.exits))
-        if self.reuse is not None and self.reuse.calibration is not None:
+        if not (self.reuse in (None, False) or isinstance(self.reuse, Adaptive)):
+            raise ValueError(
+                f"EarlyExit: reuse is {self.reuse!r}, expected Adaptive(...), False or None"
+            )
+        if isinstance(self.reuse, Adaptive) and self.reuse.calibration is not None:
             raise ValueError(
                 "EarlyExit: reuse has a calibration, which promises nothing of early exits; "
                 "calibrate both together"
@@ -85,7 +93,7 @@ class EarlyExit:
                 f"EarlyExit: batch_mean and branches_apart belong to mode 'adadiff', got {mode!r}"
             )
         reuse = self.reuse if mode == "sample" else None
-        if reuse is not None and (reuse.mode != FORETELLING or not reuse.debt):
+        if isinstance(reuse, Adaptive) and (reuse.mode != FORETELLING or not reuse.debt):
             raise ValueError(
                 f"EarlyExit: reuse has mode {reuse.mode!r} and debt={reuse.debt}, whose numbers "
                 f"are no errors that a budget could pay for; expected mode {FORETELLING!r} with "
@@ -107,8 +115,9 @@ class EarlyExit:
         Args:
             leaving: Of the same trajectories; what it has of a ledger pays for skipped steps too.
         """
-        if self.reuse is None:
-            return Every()
+        if not isinstance(self.reuse, Adaptive):
+            rule = None if leaving is None or self.reuse is False else leaving.rule
+            return LeftOut(rule) if isinstance(rule, Static) else Every()
         criterion = self.reuse.criterion()
         if leaving is None or not isinstance(leaving.rule, PerSample):
             return criterion
@@ -122,6 +131,7 @@ class EarlyExit:
             self.threshold,
             batch_mean=self.batch_mean,
             branches_apart=self.branches_apart,
+            reuse=self.reuse,
         )
         return Leaving(exits, layout, rule)
 

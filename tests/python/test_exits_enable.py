@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from tiny_exits import (
     blocks_of,
     generate,
     random_exits,
+    watch_blocks,
     write_exits,
 )
 from tiny_pipelines import tiny_sd
@@ -25,6 +27,8 @@ from tiny_pipelines import tiny_sd
 import sidestep
 from sidestep.runtime.exits.file import load_exits, save_exits
 from sidestep.runtime.exits.layouts import LAYOUTS
+from sidestep.runtime.exits.plan import NOT_CALLED, StaticPlan
+from sidestep.runtime.exits.rules import static
 from sidestep.runtime.methods.early_exit import EarlyExit
 
 BUDGETS = {
@@ -116,6 +120,54 @@ def test_one_exit_for_all_is_bit_equal_and_costs_no_gather(
             kept = [b for b in blocks_of(model)[:3] if b in list(getattr(model, attribute))]
             setattr(model, attribute, torch.nn.ModuleList(kept))
     assert torch.equal(generate(pipe, name, [1, 2]), left)
+
+
+def test_the_rest_of_earlier_calls_stands_for_the_blocks_behind_an_exit(
+    name: str, pipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whole, whole, exit 1 with its rest, no call, whole, exit 0 with its rest."""
+    file = write_exits(pipe.transformer, tmp_path)
+    skipping = (False, False, False, True, False, False)
+    leaving = StaticPlan(
+        exits=(2, 2, 1, NOT_CALLED, 2, 0),
+        rests=(False, False, True, False, False, True),
+        damages=(0.0,) * 6,
+        weights=(0.0,) * 6,
+    )
+    whole = replace(leaving, exits=(2, 2, 2, NOT_CALLED, 2, 2), rests=(False,) * 6)
+    counted = CountBlocks(pipe.transformer)
+    monkeypatch.setattr(static, "menu_plan", lambda *_, **__: leaving)
+    with sidestep.enable(pipe, EarlyExit(exits=file)) as handle:
+        continued = generate(pipe, name, [1, 2])
+        snr = handle._driver.leaving.rule.log_snr  # type: ignore[union-attr]
+        assert handle.summary().layers == ((5.0, 5.0, 3.0, 0.0, 5.0, 1.0),) * 2
+        assert handle.summary().skip_map == (tuple(not skips for skips in skipping),) * 2
+    calls = 2 // BRANCHES.get(name, 2)  # a step
+    ran = [sum(rows > 0 for rows in call) for call in counted.calls]
+    assert ran == [blocks for blocks in (5, 5, 3, 5, 1) for _ in range(calls)]
+
+    states: list[list[torch.Tensor]] = []  # by call, after each block
+    made = [0, 1, 2, 4, 5]  # steps with a call
+
+    def rest(step: int, call: int, blocks: int) -> torch.Tensor:
+        of_call = states[made.index(step) * calls + call]
+        return of_call[-1] - of_call[blocks - 1]
+
+    def head_reads(number: int, hidden: list[torch.Tensor]) -> torch.Tensor:
+        step, call = made[number // calls], number % calls
+        if step not in (2, 5):
+            return hidden[-1]
+        blocks, b, a = (3, 1, 0) if step == 2 else (1, 4, 1)
+        w = (snr[step] - snr[b]) / (snr[b] - snr[a])
+        newest = rest(b, call, blocks)
+        return hidden[blocks - 1] + newest + w * (newest - rest(a, call, blocks))
+
+    monkeypatch.setattr(static, "menu_plan", lambda *_, **__: whole)
+    with sidestep.enable(pipe, EarlyExit(exits=file)):
+        assert not close(generate(pipe, name, [1, 2]), continued)
+        watch_blocks(pipe.transformer, states, head_reads)
+        by_hand = generate(pipe, name, [1, 2])
+    assert len(states) == 5 * calls and close(by_hand, continued)
 
 
 @pytest.mark.parametrize("mode", ["static", "sample", "adadiff"])

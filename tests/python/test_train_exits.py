@@ -126,7 +126,9 @@ def test_excess_exits_of_a_frozen_model(tmp_path: Path) -> None:
     exits.check_model(pipe.transformer)
     assert exits.measured is not None
     assert exits.measured.errors.shape == (3, 6)
-    method = sidestep.EarlyExit(exits=tmp_path / "exits", threshold=1e9)
+    assert exits.measured.stale.shape == exits.measured.growth.shape == (4, 6)
+    assert bool((exits.measured.stale[1:].diff(dim=0) < 0).all())  # deeper exits have less behind
+    method = sidestep.EarlyExit(exits=tmp_path / "exits", threshold=1e9, reuse=False)
     with sidestep.enable(pipe, method) as handle:
         pipe([3, 4], num_inference_steps=6, guidance_scale=2.0, output_type="np")
         assert handle.summary().mean_depth == 2.0
@@ -237,6 +239,8 @@ def test_what_excess_refuses(tmp_path: Path) -> None:
         train_excess(tiny_sd(), excess(tmp_path))
     with pytest.raises(UserError, match="one block only, there is no place for an exit"):
         train_excess(build.tiny_dit(1), excess(tmp_path))
+    with pytest.raises(UserError, match="training: steps is 3, expected 4 or more"):
+        excess(tmp_path, steps=3)
     pipe = build.tiny_dit(2)
     pipe.scheduler = diffusers.PNDMScheduler(**build.BETAS, skip_prk_steps=True)
     with pytest.raises(UserError, match="PNDMScheduler does not say how log-SNR rises"):
@@ -255,7 +259,7 @@ def test_the_command_trains_both(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     line = ["train", "exits", str(dit), "--iterations", "2", "--json"]
-    short = ["--steps", "2", "--batch", "2", "--trajectories", "2"]
+    short = ["--steps", "4", "--batch", "2", "--trajectories", "2"]
     with pytest.raises(SystemExit) as end:
         main([*line, "--out", str(tmp_path / "exits"), *short])
     assert not end.value.code

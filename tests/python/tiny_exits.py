@@ -78,6 +78,8 @@ def random_exits(
                 log_snr=torch.linspace(-6, 4, 11),
                 errors=torch.linspace(0.2, 0.02, 11) / torch.tensor(after)[:, None],
                 sensitivity=torch.linspace(0.5, 1.5, 11),
+                stale=torch.full((count + 1, 11), 0.02) / torch.arange(1, count + 2)[:, None],
+                growth=torch.full((count + 1, 11), 1.3),
             ),
         }
     return Exits(**{**values, **changes})
@@ -96,6 +98,7 @@ class AsTold:
     exits: Sequence[int | None]
     by_step: bool = False
     joint: bool = True
+    rests: None = None
     starts: int = 0
 
     def start(self, course: Course) -> None:
@@ -129,3 +132,33 @@ class CountBlocks:
             self.calls[-1].append(rows)
 
         return count
+
+
+def watch_blocks(
+    model: Any,
+    states: list[list[torch.Tensor]],
+    head_reads: Callable[[int, list[torch.Tensor]], torch.Tensor],
+) -> None:
+    """Notes the hidden states after each block, and replaces those that the head reads.
+
+    Args:
+        model: All of whose blocks run.
+        states: Gets a list for every call of it.
+        head_reads: What it gives of the call's number and states is read by the head.
+    """
+    layout = LAYOUTS[type(model).__name__].of(model)
+
+    def note(index: int, output: Any) -> Any:
+        blocks = layout[index][0]
+        streams = blocks.streams(output)
+        hidden = streams["hidden_states"]
+        assert hidden is not None
+        if index == 0:
+            states.append([])
+        states[-1].append(hidden.clone())
+        if index < len(layout) - 1:
+            return None
+        return blocks.output({**streams, "hidden_states": head_reads(len(states) - 1, states[-1])})
+
+    for index, (_, block) in enumerate(layout):
+        block.register_forward_hook(lambda _m, _a, output, index=index: note(index, output))

@@ -49,7 +49,7 @@ def rewritten(path: Path, tensors: dict[str, Any] | None = None, **head: Any) ->
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"format": "other"}, "its format is 'other', expected 'sidestep-exits-1'"),
+        ({"format": "other"}, "its format is 'other', expected 'sidestep-exits-2'"),
         ({"kind": "other"}, "its kind is 'other', expected one of"),
         ({"after": [3, 1]}, r"its exits are after blocks \[3, 1\] of 4"),
         ({"after": [1, 4]}, r"its exits are after blocks \[1, 4\] of 4"),

@@ -36,6 +36,9 @@ class AtDepth:
     def translate(self, index: int, hidden: Tensor) -> Tensor:
         return -hidden
 
+    def land(self, hidden: Tensor) -> None:
+        self.landed = hidden
+
 
 def start(batch: int) -> Tensor:  # [batch, 2, 3]
     return (100.0 * torch.arange(batch))[:, None, None].expand(batch, 2, 3).clone()
@@ -73,15 +76,17 @@ def test_rows_leave_one_after_another_and_land_in_their_places() -> None:
 
 def test_all_leave_at_last() -> None:
     ran: list[list[int]] = []
-    hidden, flight, _ = fly([2, 1, 2], ran)
+    hidden, flight, gate = fly([2, 1, 2], ran)
+    assert not hasattr(gate, "landed")
     assert ran == [[0, 1, 2], [0, 2], [], []] and flight.depths == [2, 1, 2]
     assert hidden[:, 0, 0].tolist() == [-2.0, -101.0, -202.0]
 
 
 def test_nobody_leaves() -> None:
     ran: list[list[int]] = []
-    hidden, *_ = fly([4, 4], ran)
+    hidden, _, gate = fly([4, 4], ran)
     assert ran == [[0, 1]] * 4 and torch.equal(hidden, start(2) + 4)
+    assert gate.landed is hidden
 
 
 def test_a_batch_that_leaves_at_once_is_not_copied() -> None:

@@ -21,7 +21,7 @@ from sidestep.runtime.exits.modules import (
     random_probes,
     zero_translators,
 )
-from sidestep.runtime.exits.plan import cheapest, static_plan, weights_of
+from sidestep.runtime.exits.plan import cheapest, translators_plan, weights_of
 from sidestep.runtime.exits.rules.adadiff import AdaDiff
 from sidestep.runtime.exits.rules.sample import PerSample
 from sidestep.runtime.exits.score import exit_score
@@ -130,13 +130,13 @@ def test_a_plan_carries_what_was_measured_to_another_course() -> None:
     # sensitivity 2 at lambda -2, 8 at lambda 2: between them along the logarithm; 4 at lambda 0
     expected = np.array([2.0, 2.0, 4.0, 8.0]) * np.array(carried(COURSE))
     np.testing.assert_allclose(weights, expected, rtol=1e-6)
-    plan = static_plan(exits, COURSE, 1e9)
+    plan = translators_plan(exits, COURSE, 1e9)
     assert plan is not None and plan.exits == (0,) * 4
     np.testing.assert_allclose(plan.damages, expected * [0.4, 0.4, 0.2, 0.1], rtol=1e-6)
-    nobody = static_plan(exits, COURSE, 0)
+    nobody = translators_plan(exits, COURSE, 0)
     assert nobody is not None and nobody.exits == (2,) * 4 and nobody.damages == (0,) * 4
-    assert static_plan(exits, Course(steps=3), 1.0) is None
-    assert static_plan(exits, Course(steps=3, log_snr=(0.0, 0.0, 1.0)), 1.0) is None
+    assert translators_plan(exits, Course(steps=3), 1.0) is None
+    assert translators_plan(exits, Course(steps=3, log_snr=(0.0, 0.0, 1.0)), 1.0) is None
 
 
 # -- the rules ----------------------------------------------------------------------------------
@@ -172,7 +172,7 @@ def test_the_ledger_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     assert rule.spent == {}
 
 
-def test_the_first_step_goes_by_the_static_plan() -> None:
+def test_the_first_step_goes_by_the_translators_plan() -> None:
     rule = PerSample(tiny_exits(), 0.1)
     rule.start(COURSE)
     assert rule._plan is not None

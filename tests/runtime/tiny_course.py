@@ -31,6 +31,8 @@ def tiny_exits(kind: str = "excess", **changes: Any) -> Exits:
                 log_snr=torch.tensor([-2.0, 2.0]),
                 errors=torch.tensor([[0.4, 0.1], [0.2, 0.05]]),
                 sensitivity=torch.tensor([2.0, 8.0]),
+                stale=torch.tensor([[0.1, 0.1], [0.05, 0.05], [0.02, 0.02]]),
+                growth=torch.ones(3, 2),
             ),
         }
     return Exits(**{**values, **changes})

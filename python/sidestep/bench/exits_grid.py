@@ -70,6 +70,7 @@ class Told:
     """Rows leave where the table says."""
 
     joint = True
+    rests = None
 
     def __init__(self, plan: Sequence[Sequence[int]]) -> None:
         """Takes the table."""

@@ -27,6 +27,7 @@ from sidestep.training.average import Average
 from sidestep.training.exits_fit import Fit, Learned
 from sidestep.training.exits_measure import RUNS, Figures, measure, sensitivity_runs
 from sidestep.training.exits_record import Call
+from sidestep.training.exits_stale import FIRST
 from sidestep.training.exits_trajectories import Trajectories
 from sidestep.training.optimise import Progress, check_settings, optimise, seed_all
 
@@ -77,6 +78,8 @@ class ExcessTraining:
         )
         if self.sensitivity < 1:
             raise UserError(f"training: sensitivity is {self.sensitivity}, expected 1 or more")
+        if self.steps <= FIRST:
+            raise UserError(f"training: steps is {self.steps}, expected {FIRST + 1} or more")
         if not self.prompts:
             raise UserError("training: no prompt was given")
         if not Path(self.out).parent.is_dir() or Path(self.out).is_dir():

@@ -116,5 +116,9 @@ class Fit:
 
     def error(self, call: Call, states: Tensor) -> Tensor:  # [branches * rows, N, D] -> [rows]
         """e^2 of what the head makes of hidden states."""
+        return call.guided_error(self.head(call, states))
+
+    def head(self, call: Call, states: Tensor) -> Tensor:  # [branches * rows, N, D]
+        """The output for hidden states."""
         states = states.to(self._looking.model.dtype)
-        return call.guided_error(self._looking.head(states, call.args, call.kwargs))
+        return self._looking.head(states, call.args, call.kwargs)

@@ -3,6 +3,8 @@
 e_ik^2   mean square of the guided output's error at exit i of step k
 S_k      = RMS(x_0' - x_0) / (e_k g_k), x_0' being the finished latents where one exit was taken
            at step k and the whole model at every other one (g_k: `carried`)
+
+and, along the first of them, how fast a call goes stale (`exits_stale`).
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from sidestep.runtime.exits.file import Measured
 from sidestep.runtime.exits.modules import clamp_log_snr
 from sidestep.runtime.methods.criteria.carried_error import carried
 from sidestep.training.exits_fit import LEAST, Fit
+from sidestep.training.exits_stale import staleness
 from sidestep.training.exits_trajectories import Trajectories
 
 RUNS = 2
@@ -52,7 +55,8 @@ def measure(trajectories: Trajectories, fit: Fit, pictures: int) -> tuple[Measur
         pictures: That S is measured on.
     """
     batch, exits = trajectories.settings.batch, trajectories.exits
-    calls = [*trajectories.run(batch), *trajectories.run(batch, trajectories.at_random)]
+    whole = trajectories.run_whole(batch)
+    calls = [*whole, *trajectories.run(batch, trajectories.at_random)]
     squares = np.zeros((2, exits, trajectories.settings.steps))  # translated, and not
     ranks, below = [], []
     for call in calls:
@@ -64,10 +68,13 @@ def measure(trajectories: Trajectories, fit: Fit, pictures: int) -> tuple[Measur
             ranks.append(spearman(quantiles[:, 0], logs))
             below.append(float((logs <= quantiles[:, 1]).float().mean()))
     squares /= RUNS
+    stale, growth = staleness(whole, trajectories.course.log_snr or (), fit.head)
     measured = Measured(
         log_snr=clamp_log_snr(torch.tensor(fit.course.log_snr)),
         errors=torch.from_numpy(np.sqrt(squares[0] + LEAST)).float(),
         sensitivity=_sensitivity(trajectories, fit, pictures),
+        stale=stale,
+        growth=growth,
     )
     errors, untranslated = np.sqrt(squares.mean(2)).tolist()
     return measured, Figures(

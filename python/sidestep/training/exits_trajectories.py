@@ -112,6 +112,16 @@ class Trajectories:
         self._ran()
         return calls
 
+    def run_whole(self, batch: int) -> list[Call]:
+        """The same by the whole model, with the states after its last block as well, unrounded."""
+        recorder = self.recorder
+        after, dtype = recorder.after, recorder.dtype
+        recorder.after, recorder.dtype = (*after, len(recorder.blocks)), None
+        try:
+            return self.run(batch)
+        finally:
+            recorder.after, recorder.dtype = after, dtype
+
     def at_random(self, _step: int) -> list[int | None]:
         """An exit at random for each row of a batch, the whole model among them."""
         drawn = torch.randint(self.exits + 1, (self.settings.batch,), generator=self._generator)

@@ -26,8 +26,16 @@ class AdaDiff:
     KIND = "faithful"
     THRESHOLD = 0.08  # 1 - 0.92 of the released code's confidence
 
+    rests = None
+
     def __init__(
-        self, exits: Exits, threshold: float, *, batch_mean: bool, branches_apart: bool
+        self,
+        exits: Exits,
+        threshold: float,
+        *,
+        batch_mean: bool,
+        branches_apart: bool,
+        **_others: object,
     ) -> None:
         """No trajectory runs yet."""
         self._probes = exits.probes

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from sidestep.runtime.exits.file import Exits
 from sidestep.runtime.exits.leaving import Sight, on
-from sidestep.runtime.exits.plan import StaticPlan, static_plan
+from sidestep.runtime.exits.plan import StaticPlan, translators_plan
 from sidestep.runtime.methods.criterion import Course
 from sidestep.runtime.upload import upload
 
@@ -34,8 +34,9 @@ class PerSample:
     THRESHOLD = 0.05
 
     joint = True
+    rests = None
 
-    def __init__(self, exits: Exits, threshold: float, **_others: bool) -> None:
+    def __init__(self, exits: Exits, threshold: float, **_others: object) -> None:
         """No trajectory runs yet."""
         self._exits = exits
         self._budget = threshold
@@ -47,7 +48,7 @@ class PerSample:
     def start(self, course: Course) -> None:
         """Nobody has spent anything."""
         self._course = course
-        self._plan: StaticPlan | None = static_plan(self._exits, course, self._budget)
+        self._plan: StaticPlan | None = translators_plan(self._exits, course, self._budget)
         self._snr: Tensor | None = None
         self.spent: dict[int, float] = {}  # by row, but for those of the first step
         self._first = 0.0  # what every row has spent in the first step

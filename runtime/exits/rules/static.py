@@ -1,8 +1,9 @@
-"""The static plan: at each step all rows leave at the same exit. Nothing is read from the device.
+"""The static plan: at each step all rows do the same. Nothing is read from the device.
 
-    minimise sum_k depth_k    subject to    sum_k W_k e_{i_k, k} <= E
+    minimise sum_k depth_k    subject to    sum_k W_k e_k <= E
 
-(`sidestep.runtime.exits.plan`), E being the threshold.
+over leaving at an exit, with a translator or with the rest of earlier calls, and not calling the
+model at all (`sidestep.runtime.exits.menu`), E being the threshold.
 """
 
 from __future__ import annotations
@@ -11,33 +12,53 @@ from collections.abc import Sequence
 
 from sidestep.runtime.exits.file import Exits
 from sidestep.runtime.exits.leaving import Sight
-from sidestep.runtime.exits.plan import StaticPlan, static_plan
-from sidestep.runtime.methods.criterion import Course
+from sidestep.runtime.exits.menu import menu_plan
+from sidestep.runtime.exits.plan import NOT_CALLED, StaticPlan, translators_plan
+from sidestep.runtime.exits.rests import Rests, slope
+from sidestep.runtime.methods.criterion import Course, Decision, Observation
 
 
 class Static:
-    """One exit for each step."""
+    """One choice for each step."""
 
     KIND = "excess"
     THRESHOLD = 0.05
 
     joint = True
 
-    def __init__(self, exits: Exits, threshold: float, **_others: bool) -> None:
-        """Plans nothing yet."""
+    def __init__(
+        self, exits: Exits, threshold: float, *, reuse: object = None, **_others: object
+    ) -> None:
+        """Plans nothing yet.
+
+        Args:
+            exits: Of the model.
+            threshold: E.
+            reuse: None where the plan may leave out calls, False where it may not. Where another
+                method does, the calls to continue are not those that the plan counts on: rows
+                leave with translators then.
+        """
         self._exits = exits
         self._budget = threshold
-        self._plan: StaticPlan | None = None
+        self._reuse = reuse
+        self.start(Course())
 
     def start(self, course: Course) -> None:
         """Plans the trajectory; without its lambda nobody leaves."""
-        self._plan = static_plan(self._exits, course, self._budget)
+        self.plan: StaticPlan | None = None
+        self.rests: Rests | None = None
+        self.log_snr = course.log_snr or ()
+        if self._reuse:
+            self.plan = translators_plan(self._exits, course, self._budget)
+            return
+        self.plan = menu_plan(self._exits, course, self._budget, reuse=self._reuse is None)
+        if self.plan is not None:
+            self.rests = Rests(self.plan, self.log_snr, len(self._exits.after))
 
     def leave(self, sight: Sight) -> Sequence[bool] | None:
         """All rows at the step's exit, and none elsewhere."""
-        if self._plan is None or sight.step >= len(self._plan.exits):
-            return None
-        if self._plan.exits[sight.step] != sight.exit:
+        plan, k = self.plan, sight.step
+        if plan is None or k >= len(plan.exits) or plan.exits[k] != sight.exit:
             return None
         return [True] * len(sight.hidden)
 
@@ -46,3 +67,29 @@ class Static:
 
     def cancel(self) -> None:
         """Nothing is kept."""
+
+
+class LeftOut:
+    """The steps at which the plan does not call the model: its last two outputs are continued."""
+
+    history = 2
+
+    def __init__(self, rule: Static) -> None:
+        """Takes who has the plan."""
+        self._rule = rule
+
+    def start(self, course: Course) -> None:
+        """No step has been seen."""
+        self._called: list[int] = []
+
+    def observe(self, seen: Observation) -> Decision:
+        """As planned; a step that had to be computed in spite of it counts as one that was."""
+        rows, plan, snr, k = len(seen.computed), self._rule.plan, self._rule.log_snr, seen.step + 1
+        if any(seen.computed):
+            self._called = [seen.step, *self._called[:1]]
+        if plan is None or k >= len(plan.exits) or plan.exits[k] != NOT_CALLED:
+            return Decision(compute=[True] * rows, reasons=["planned"] * rows)
+        w = slope(snr, k, *self._called)
+        return Decision(
+            compute=[False] * rows, reasons=["skipped"] * rows, weights=[(1 + w, -w)] * rows
+        )
