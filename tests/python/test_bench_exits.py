@@ -47,22 +47,42 @@ def test_frechet_distance_of_two_gaussians() -> None:
         frechet_distance(a[:1], b)
 
 
+class Flat(nn.Module):
+    """Features that are given."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__()
+        self.num_features = count
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x
+
+
+def theirs(a: torch.Tensor, b: torch.Tensor) -> float:
+    metric = FrechetInceptionDistance(feature=Flat(a.shape[1]))
+    metric.update(a, real=True)
+    metric.update(b, real=False)
+    return float(metric.compute())
+
+
 def test_frechet_distance_is_that_of_torchmetrics() -> None:
-    class Flat(nn.Module):
-        num_features = 5
-
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return x
-
     generator = torch.Generator().manual_seed(0)
-    a, b = (torch.randn(40, 5, generator=generator) for _ in range(2))
-    theirs = FrechetInceptionDistance(feature=Flat())
-    theirs.update(a, real=True)
-    theirs.update(b @ torch.rand(5, 5, generator=generator), real=False)
-    generator.manual_seed(0)
-    a, b = (torch.randn(40, 5, generator=generator) for _ in range(2))
-    b = b @ torch.rand(5, 5, generator=generator)
-    assert frechet_distance(a, b) == pytest.approx(float(theirs.compute()), rel=1e-5)
+    a, b = (torch.randn(40, 5, generator=generator).double() for _ in range(2))
+    b = b @ torch.rand(5, 5, generator=generator).double()
+    assert frechet_distance(a, b) == pytest.approx(theirs(a, b), rel=1e-9)
+
+
+def test_frechet_distance_of_fewer_pictures_than_features() -> None:
+    """Two sets that a shift and a scale tell apart: by hand. torchmetrics' is mostly rounding."""
+    generator = torch.Generator().manual_seed(0)
+    a = torch.randn(64, 40, generator=generator) @ torch.randn(40, 192, generator=generator)
+    a = (a + 0.1 * torch.randn(64, 192, generator=generator) + 5).double()
+    assert abs(frechet_distance(a, a)) < 1e-10 and theirs(a, a) < -1e-4
+    scale, shift = 1.001, 1e-3
+    b = (a - a.mean(0)) * scale + a.mean(0) + shift
+    expected = 192 * shift**2 + (scale - 1) ** 2 * float(a.var(0).sum())
+    assert frechet_distance(a, b) == pytest.approx(expected, rel=1e-9)
+    assert theirs(a, b) < 0.99 * expected
 
 
 def test_features_tell_pictures_apart() -> None:
