@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -115,11 +115,11 @@ def recorded(value: Any) -> Any:
 def take_calibration(settings: Any) -> None:
     """Puts the file's threshold, and the settings it holds for, into frozen settings.
 
-    A field that has its default takes the file's value; any other one has to be the same.
+    A field that is None was left out, and takes the file's value; any other one has to be the same.
 
     Args:
         settings: A frozen dataclass with the fields ``threshold`` and ``calibration``, a path; None
-            for nothing to do. Files it names are `Path`.
+            for nothing to do. Files it names are `Path`, and what may be left out is None then.
 
     Raises:
         ValueError: There is no such file, or it was made for another method or other settings.
@@ -131,13 +131,13 @@ def take_calibration(settings: Any) -> None:
     if made.method != name:
         raise ValueError(f"{name}: calibration {path} is of {made.method}, expected of {name}")
     found = {**made.settings, "threshold": made.threshold}
-    known = {field.name: field for field in fields(settings) if field.name != "calibration"}
+    known = {field.name for field in fields(settings) if field.name != "calibration"}
     for setting in found:
         if setting not in known:
             raise ValueError(f"{name}: calibration {path} has a setting {setting!r}, unknown here")
     for setting, value in found.items():
-        given, default = recorded(getattr(settings, setting)), known[setting].default
-        if default is not MISSING and given == default:
+        given = recorded(getattr(settings, setting))
+        if given is None:
             object.__setattr__(settings, setting, value)
         elif given != value:
             raise ValueError(

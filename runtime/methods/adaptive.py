@@ -25,8 +25,9 @@ class Adaptive:
     ModelScope), 0.004 and 6 (latent diffusion), 0.008 and 4 (I2VGen-XL at 50 steps).
 
     Attributes:
-        mode: The criterion: a name in `CRITERIA`. ``"paper"`` is the published program exactly,
-            row by row; of the settings below it has only the threshold and the cap.
+        mode: The criterion: a name in `CRITERIA`, ``"learned"`` if left out. ``"paper"`` is the
+            published program exactly, row by row; of the settings below it has only the threshold
+            and the cap.
         threshold: Largest value of the criterion at which a step is skipped; at 0 none is
             (in mode ``"paper"`` one whose value is 0). The default mode's own makes about 20 calls
             of 50 DDIM steps of the bundled model (docs/results/adaptive.md).
@@ -52,7 +53,7 @@ class Adaptive:
             unknown or has no such setting.
     """
 
-    mode: str = DEFAULT_MODE
+    mode: str | None = None
     threshold: float | None = None
     max_skip: int | None = None
     reuse: str | None = None
@@ -65,21 +66,24 @@ class Adaptive:
 
     def __post_init__(self) -> None:
         take_calibration(self)
-        if self.mode not in CRITERIA:
+        mode = DEFAULT_MODE if self.mode is None else self.mode
+        if mode not in CRITERIA:
             known = ", ".join(map(repr, CRITERIA))
-            raise ValueError(f"Adaptive: mode is {self.mode!r}, expected one of: {known}")
-        if self.predictor is not None and self.mode != "learned":
+            raise ValueError(f"Adaptive: mode is {mode!r}, expected one of: {known}")
+        if self.predictor is not None and mode != "learned":
             raise ValueError(
-                f"Adaptive: predictor is {self.predictor!r}, expected None in mode {self.mode!r}; "
+                f"Adaptive: predictor is {self.predictor!r}, expected None in mode {mode!r}; "
                 "only mode 'learned' has one"
             )
+        object.__setattr__(self, "mode", mode)
         for field in fields(Gate):
             if getattr(self, field.name) is None:
-                own = getattr(CRITERIA[self.mode].DEFAULTS, field.name)
+                own = getattr(CRITERIA[mode].DEFAULTS, field.name)
                 object.__setattr__(self, field.name, own)
         self.criterion()  # refuses now what the mode cannot do
 
     def criterion(self) -> Criterion:
         """A fresh decision state."""
+        assert self.mode is not None
         gate = Gate(**{field.name: getattr(self, field.name) for field in fields(Gate)})
         return CRITERIA[self.mode](gate)

@@ -41,8 +41,9 @@ class EarlyExit:
             and ``"sample"`` the RMS error of the finished latents; for ``"adadiff"`` the
             uncertainty below which a row leaves. None is the mode's own.
         batch_mean: ``"adadiff"`` only: one decision for the whole batch, by its mean uncertainty,
-            as in the released code.
-        branches_apart: ``"adadiff"`` only: each guidance branch leaves on its own, as there.
+            as in the released code. Not so if left out.
+        branches_apart: ``"adadiff"`` only: each guidance branch leaves on its own, as there. Not so
+            if left out.
         reuse: Steps at which the model is not called at all. None is the mode's own: ``"static"``
             plans them, the others have none; False is none. With `Adaptive` each row decides. In
             mode ``"sample"`` that is paid from the same budget, and its own mode is the one that
@@ -59,8 +60,8 @@ class EarlyExit:
     exits: str | Path
     mode: str | None = None
     threshold: float | None = None
-    batch_mean: bool = False
-    branches_apart: bool = False
+    batch_mean: bool | None = None
+    branches_apart: bool | None = None
     reuse: Adaptive | bool | None = None
     calibration: str | Path | None = None
 
@@ -103,6 +104,8 @@ class EarlyExit:
         if not (math.isfinite(threshold) and threshold >= 0):
             raise ValueError(f"EarlyExit: threshold is {threshold}, expected 0 or more")
         object.__setattr__(self, "mode", mode)
+        for switch in ("batch_mean", "branches_apart"):
+            object.__setattr__(self, switch, bool(getattr(self, switch)))
         object.__setattr__(self, "threshold", float(threshold))
 
     def file(self) -> Exits:
@@ -129,8 +132,8 @@ class EarlyExit:
         rule = RULES[self.mode](
             exits,
             self.threshold,
-            batch_mean=self.batch_mean,
-            branches_apart=self.branches_apart,
+            batch_mean=bool(self.batch_mean),
+            branches_apart=bool(self.branches_apart),
             reuse=self.reuse,
         )
         return Leaving(exits, layout, rule)

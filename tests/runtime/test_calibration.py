@@ -84,6 +84,7 @@ def test_settings_take_the_file(path: Path) -> None:
     [
         ({"threshold": 0.02}, "Adaptive: threshold is 0.02, expected 0.0123 as in calibration"),
         ({"mode": "paper"}, "Adaptive: mode is 'paper', expected 'error-control' as in"),
+        ({"mode": "learned"}, "Adaptive: mode is 'learned', expected 'error-control' as in"),
         ({"max_skip": 4}, "Adaptive: max_skip is 4, expected 3 as in calibration"),
     ],
 )
@@ -100,12 +101,13 @@ def test_any_settings_with_a_threshold(path: Path) -> None:
 
     @dataclass(frozen=True, kw_only=True)
     class EarlyLeave:
-        threshold: float = 0.5
-        layers: int = 3
+        threshold: float | None = None
+        layers: int | None = None
         calibration: str | Path | None = None
 
         def __post_init__(self) -> None:
             take_calibration(self)
+            object.__setattr__(self, "threshold", 0.5 if self.threshold is None else self.threshold)
 
     with pytest.raises(ValueError, match=r"EarlyLeave: calibration .* is of Adaptive, expected of"):
         EarlyLeave(calibration=path)

@@ -222,7 +222,7 @@ def method_settings(
     Raises:
         UserError: A setting is out of its range, or belongs to another method.
     """
-    from sidestep.runtime.methods.adaptive import DEFAULT_MODE, Adaptive
+    from sidestep.runtime.methods.adaptive import Adaptive
     from sidestep.runtime.methods.early_exit import FORETELLING, EarlyExit
     from sidestep.runtime.methods.srds import SRDS
 
@@ -245,13 +245,13 @@ def method_settings(
     try:
         if method is Method.adaptive:
             return Adaptive(
-                mode=mode or DEFAULT_MODE, threshold=threshold, max_skip=max_skip,
+                mode=mode, threshold=threshold, max_skip=max_skip,
                 calibration=None if calibration is None else str(calibration),
             )  # fmt: skip
         if method is Method.early_exit:
             if exits is None:
                 raise UserError("--exits: expected the file that `sidestep train exits` wrote")
-            skips = FORETELLING if mode == "sample" else DEFAULT_MODE
+            skips = FORETELLING if mode == "sample" else None
             return EarlyExit(
                 exits=exits, mode=mode, threshold=threshold, calibration=calibration,
                 reuse=None if reuse is None else Adaptive(mode=skips, threshold=reuse),
