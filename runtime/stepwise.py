@@ -339,10 +339,14 @@ class Stepwise:
         """The generation; a new one where the scheduler's batch has changed midway."""
         generation = self._generation
         if generation.rows not in (0, rows):
-            called = generation.called
-            self.begin()
-            generation = self._generation
-            generation.called = generation.ticks = called
+            called, taken = generation.called, len(generation.steps)
+            course, blocks = generation.course.after(taken), generation.blocks
+            self.release()
+            generation = self._generation = Generation(
+                begun=True, course=course, called=called, ticks=called, blocks=blocks
+            )
+            if self.leaving is not None:
+                self.leaving.rule.resume(course, taken)
         if not generation.rows:
             self.criterion.start(replace(generation.course, rows=rows))
             generation.rows = rows

@@ -68,6 +68,14 @@ class Rule(Protocol):
     def start(self, course: Course) -> None:
         """A trajectory begins, or more is known of it before its second step."""
 
+    def resume(self, course: Course, steps: int) -> None:
+        """The rows are others from here on, nobody knows which.
+
+        Args:
+            course: What is left of the trajectory.
+            steps: That were taken before.
+        """
+
     def leave(self, sight: Sight) -> Sequence[bool] | None:  # [n]
         """Which rows leave; None for none. What it costs them counts from `commit` on."""
 

@@ -51,6 +51,12 @@ class StaticPlan:
     damages: tuple[float, ...]
     weights: tuple[float, ...]
 
+    def after(self, steps: int) -> StaticPlan:
+        """What is left of it after so many steps."""
+        return StaticPlan(
+            exits=self.exits[steps:], damages=self.damages[steps:], weights=self.weights[steps:]
+        )
+
 
 def weights_of(exits: Exits, course: Course) -> np.ndarray | None:  # [T]
     """W_k of every step; None where it is not known of the course how its lambda rises."""

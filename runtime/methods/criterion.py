@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
 from typing import Protocol, runtime_checkable
@@ -35,6 +35,12 @@ class Course:
     def advances(self) -> bool:
         """Whether lambda is known, and rises at every step: no step has a second stage."""
         return self.log_snr is not None and all(a < b for a, b in pairwise(self.log_snr))
+
+    def after(self, steps: int) -> Course:
+        """What is left of it after so many steps, of rows that are not known yet."""
+        left = None if self.steps is None else max(self.steps - steps, 0)
+        known = None if self.log_snr is None else self.log_snr[steps:]
+        return replace(self, rows=0, steps=left, log_snr=known)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

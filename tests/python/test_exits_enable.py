@@ -302,6 +302,47 @@ def test_one_budget_for_reused_steps_and_exits(tmp_path: Path) -> None:
         EarlyExit(exits=file, mode="sample", reuse=undebted)
 
 
+@pytest.mark.parametrize("mode", ["static", "sample", "adadiff"])
+def test_a_batch_that_changes_midway_goes_on_leaving(tmp_path: Path, mode: str) -> None:
+    """The static plan goes on where it was; a row may have spent what any of the others has."""
+    pipe = MODELS["DiTTransformer2DModel"][0]()
+    kind = "faithful" if mode == "adadiff" else "excess"
+    file = write_exits(pipe.transformer, tmp_path, kind=kind)
+    threshold = {"static": 0.1, "sample": 0.4, "adadiff": 0.9}[mode]
+    found = []
+    for change in (8, 4):
+        method = EarlyExit(exits=file, mode=mode, threshold=threshold)
+        with sidestep.enable(pipe, method) as handle:
+            step_by_step(pipe, change)
+            summary = handle.summary()
+            rule = handle._driver.leaving.rule  # type: ignore[union-attr]
+            assert "log-SNR" not in summary.note
+            found.append(summary.layers)
+            if mode == "sample":
+                assert rule._first + max(rule.spent.values(), default=0) <= threshold + 1e-9  # type: ignore[union-attr]
+    whole, rest = found
+    assert [len(row) for row in whole] == [8] * 3 and [len(row) for row in rest] == [4]
+    assert min(rest[0][1:]) < BLOCKS
+    if mode == "static":
+        assert rest[0] == whole[0][4:]
+
+
+def step_by_step(pipe: Any, change: int) -> None:
+    """Eight guided steps of three latents; from step ``change`` on the first of them alone."""
+    pipe.scheduler.set_timesteps(8)
+    x = torch.randn(3, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    for k, t in enumerate(pipe.scheduler.timesteps):
+        x = x[:1] if k >= change else x
+        labels = torch.tensor([1000] * len(x) + [3, 4, 5][: len(x)])
+        both = torch.cat([x, x])
+        with torch.no_grad():
+            output = pipe.transformer(
+                both, timestep=t.expand(len(both)), class_labels=labels
+            ).sample[:, :4]
+        uncond, cond = output.chunk(2)
+        x = pipe.scheduler.step(uncond + 4 * (cond - uncond), t, x).prev_sample
+
+
 # -- refusals -----------------------------------------------------------------------------------
 
 

@@ -104,6 +104,9 @@ class AsTold:
     def start(self, course: Course) -> None:
         self.starts += 1
 
+    def resume(self, course: Course, steps: int) -> None:
+        self.exits = self.exits[steps:] if self.by_step else self.exits
+
     def leave(self, sight: Sight) -> Sequence[bool] | None:
         if self.by_step:
             return [self.exits[sight.step] == sight.exit] * len(sight.hidden)

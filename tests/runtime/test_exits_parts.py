@@ -187,6 +187,20 @@ def test_the_first_step_goes_by_the_translators_plan() -> None:
     assert rule.leave(sight(1, 1, None)) is None
 
 
+def test_other_rows_have_spent_what_any_of_those_before_has() -> None:
+    rule = PerSample(tiny_exits(), 0.1)
+    rule.start(COURSE)
+    plan = rule._plan
+    assert plan is not None
+    rule._first, rule.spent = 0.01, {0: 0.02, 1: 0.05}
+    rule.resume(COURSE.after(1), 1)
+    assert rule._plan is not None and rule._plan.weights == plan.weights[1:]
+    assert rule.spent == {} and rule._allowed(rule._plan, 5, 2) == pytest.approx(0.1 - 0.06)
+    rest = COURSE.after(1)
+    assert COURSE.steps is not None and COURSE.log_snr is not None
+    assert (rest.steps, list(rest.log_snr or ())) == (COURSE.steps - 1, list(COURSE.log_snr[1:]))
+
+
 class Proposes:
     """Skips where a number is not above 1; the number is the error."""
 

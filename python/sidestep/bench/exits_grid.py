@@ -79,6 +79,10 @@ class Told:
     def start(self, course: Course) -> None:
         """Nothing is to be known."""
 
+    def resume(self, course: Course, steps: int) -> None:
+        """The table goes on, whoever the rows are."""
+        self._plan = [row[steps:] for row in self._plan]
+
     def leave(self, sight: Sight) -> Sequence[bool] | None:
         """By the table; before rows are known, by what is the same for all."""
         if sight.step >= len(self._plan[0]):

@@ -49,6 +49,10 @@ class AdaDiff:
         self._course = course
         self._snr: Tensor | None = None
 
+    def resume(self, course: Course, steps: int) -> None:
+        """Takes the lambda of the steps that are left."""
+        self.start(course)
+
     def leave(self, sight: Sight) -> Sequence[bool] | None:
         """Rows that are certain."""
         known = self._course.log_snr

@@ -51,8 +51,15 @@ class PerSample:
         self._plan: StaticPlan | None = translators_plan(self._exits, course, self._budget)
         self._snr: Tensor | None = None
         self.spent: dict[int, float] = {}  # by row, but for those of the first step
-        self._first = 0.0  # what every row has spent in the first step
+        self._first = 0.0  # what every row has spent besides, in the first step
         self._pending: dict[int, float] = {}
+
+    def resume(self, course: Course, steps: int) -> None:
+        """The plan goes on; every row may be the one that has spent most."""
+        self._course, self._snr = course, None
+        self._plan = None if self._plan is None else self._plan.after(steps)
+        self._first += max(self.spent.values(), default=0.0)
+        self.spent = {}
 
     def leave(self, sight: Sight) -> Sequence[bool] | None:
         """Rows whose damage is allowed; those that leave have spent it."""

@@ -55,6 +55,10 @@ class Static:
         if self.plan is not None:
             self.rests = Rests(self.plan, self.log_snr, len(self._exits.after))
 
+    def resume(self, course: Course, steps: int) -> None:
+        """The plan goes on: it is the same for all rows."""
+        self._plan = None if self._plan is None else self._plan.after(steps)
+
     def leave(self, sight: Sight) -> Sequence[bool] | None:
         """All rows at the step's exit, and none elsewhere."""
         plan, k = self.plan, sight.step
