@@ -203,6 +203,7 @@ class RecordedTicks:
     Attributes:
         graphs: What captures and replays; None once it does not.
         reason: Why it does not, if it should have.
+        cramped: Whether that is memory, of which there may be enough another time.
     """
 
     def __init__(
@@ -220,7 +221,7 @@ class RecordedTicks:
             buckets: Sizes of a model call from a graph, ascending, multiples of G.
             graphs: What captures and replays, for many generations of one engine; None to launch.
         """
-        self.graphs, self.reason = graphs, ""
+        self.graphs, self.reason, self.cramped = graphs, "", False
         self._denoiser, self._branches, self._buckets = denoiser, branches, buckets
         self._kinds = [_kind(step) for step in denoiser.steps]
         self._calls: dict[Kind, Calls] = {}
@@ -265,13 +266,13 @@ class RecordedTicks:
         except torch.OutOfMemoryError as error:
             if graphs.begun:
                 raise
-            self._give_up(f"out of memory: {str(error).splitlines()[0]}")
+            self._give_up(f"out of memory: {str(error).splitlines()[0]}", cramped=True)
         if taken is None:  # not above, where the error still holds the tensors of its frames
             return self._launch(tick)
         self._denoiser.ticks += taken.steps * len(calls.slots)
         if graphs.failure is not None:
-            failure, graphs.failure = graphs.failure, None
-            self._give_up(str(failure))
+            cause = graphs.failure.__cause__
+            self._give_up(str(graphs.failure), isinstance(cause, torch.OutOfMemoryError))
         return taken
 
     def _calls_of(self, kind: Kind, device: torch.device) -> Calls | None:
@@ -285,10 +286,11 @@ class RecordedTicks:
                 return None
         return self._calls[kind]
 
-    def _give_up(self, reason: str) -> None:
+    def _give_up(self, reason: str, cramped: bool = False) -> None:
         if self.graphs is not None:
             self.graphs.forget()
-        self.graphs, self.reason = None, reason
+            self.graphs.failure = None
+        self.graphs, self.reason, self.cramped = None, reason, cramped
 
     def _launch(self, tick: Tick) -> Taken:
         """Operator by operator, as many entries as are needed."""

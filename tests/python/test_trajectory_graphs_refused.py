@@ -240,6 +240,50 @@ def test_memory_that_suffices_only_without_graphs(stage: str) -> None:
         assert torch.equal(generate(pipe, [1], steps=8), expected)
 
 
+@pytest.mark.parametrize("stage", ["warm_up", "capture"])
+def test_memory_that_was_short_is_asked_for_again(stage: str) -> None:
+    """After 1 generation without graphs, then 2, then 4; other failures are remembered for ever."""
+
+    class Short(Recorder):
+        tries, short = 0, True
+        error: Exception = torch.OutOfMemoryError("CUDA out of memory.")
+
+        def _try(self, do: Any, call: Any) -> Any:
+            if self.short:
+                self.tries += 1
+                raise self.error
+            return do(call)
+
+        def warm_up(self, call: Any) -> None:
+            self._try(super().warm_up, call) if stage == "warm_up" else super().warm_up(call)
+
+        def capture(self, call: Any) -> Any:
+            return self._try(super().capture, call)
+
+    pipe, short = elementwise(), Short()
+    with enable(pipe, EXACT):
+        expected = generate(pipe, [1], steps=8)
+
+    def tried() -> bool:
+        before = short.tries
+        assert torch.equal(generate(pipe, [1], steps=8), expected)
+        assert "CUDA out of memory" in handle.summary().graphs
+        return short.tries > before
+
+    with enable(pipe, EXACT) as handle:
+        graphed(handle, short)
+        assert [tried() for _ in range(8)] == [True, False, True, False, False, True, False, False]
+        short.short = False
+        assert not tried() and not tried()
+        assert torch.equal(generate(pipe, [1], steps=8), expected)
+        assert counts(handle)[0] > 0 and "none" not in handle.summary().graphs
+    if stage == "capture":
+        short.short, short.error = True, RuntimeError("no such luck: CUDA out of memory")
+        with enable(pipe, EXACT) as handle:
+            graphed(handle, short)
+            assert [tried() for _ in range(4)] == [True, False, False, False]
+
+
 def test_a_model_that_breaks_down_in_the_middle() -> None:
     pipe = elementwise(Large)
     with enable(pipe, EXACT) as handle:

@@ -7,6 +7,7 @@ pipeline's networks (`sidestep.runtime.graphs_model`).  Prompts, images and time
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -37,6 +38,29 @@ def sizes(branches: int, capacity: int) -> list[int]:
     return [branches * size for size in sorted(all_rows)]
 
 
+@dataclass
+class _Failure:
+    """What could not be captured.
+
+    Attributes:
+        key: Of the generation.
+        state: Of its networks.
+        reason: Why not.
+        pause: Generations without graphs before the next try; None for ever.
+        left: Of them.
+    """
+
+    key: Hashable
+    state: State
+    reason: str
+    pause: int | None
+    left: int = 0
+
+    def of(self, key: Hashable, state: State) -> bool:
+        """Whether it says something of a generation."""
+        return (self.key, self.state) == (key, state)
+
+
 class PipelineGraphs:
     """The engine of the last generation, and its graphs.
 
@@ -59,7 +83,7 @@ class PipelineGraphs:
         self._engine: Engine | None = None
         self._graphs: TickGraphs | None = None
         self._state: State = {}
-        self._failed: tuple[Hashable, State, str] | None = None
+        self._failed: _Failure | None = None
 
     def forget(self) -> None:
         """Lets go of all graphs, and of the engine."""
@@ -103,11 +127,18 @@ class PipelineGraphs:
             self.forget()  # whatever it was in the middle of
             raise
         said = f"{graphs.captured - captured} captured, {graphs.replayed - replayed} replayed"
+        self._failed = self._failure(ticks) if ticks.reason else None
         if ticks.reason:
-            self._failed = self._key, self._state, ticks.reason
             without = self.without(device, ticks.reason)
             said = without if said.startswith("0 captured, 0") else f"{said}, then {without}"
         return result, said
+
+    def _failure(self, ticks: RecordedTicks) -> _Failure:
+        """What is remembered of it: lack of memory for 1 generation, then 2, 4, and so on."""
+        pause, last = None, self._failed
+        if ticks.cramped:
+            pause = 2 * last.pause if last is not None and last.pause else 1
+        return _Failure(self._key, self._state, ticks.reason, pause, pause or 0)
 
     def without(self, device: torch.device, reason: str) -> str:
         """What the summary says where there are none.
@@ -134,8 +165,10 @@ class PipelineGraphs:
     def _begin(self, networks: Sequence[Any], sizing: dict[str, Any]) -> str:
         """The engine and the graphs for what comes; why there are none, if so."""
         key, state = tuple(sizing.items()), _state(networks)
-        if self._failed is not None and self._failed[:2] == (key, state):
-            return self._failed[2]
+        failed = self._failed
+        if failed is not None and failed.of(key, state) and (failed.left or failed.pause is None):
+            failed.left -= 1
+            return failed.reason
         if key != self._key or difference(self._state, state) is not None:
             self.forget()
             device = self.device or CudaGraphs(sizing["device"])
