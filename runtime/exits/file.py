@@ -8,7 +8,7 @@ blocks `after`, width D and P probes:
     uncertainty.inner [K, 2 P + 3, units], uncertainty.outer [K, units + 1, 2]   excess
     measured.log_snr [T], measured.errors [K, T], measured.sensitivity [T],
     measured.stale [K + 1, T], measured.growth [K + 1, T]                        excess
-    model.weights: `sidestep.runtime.exits.identity`
+    model.weights: `sidestep.runtime.identity`
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 from torch import Tensor
 
-from sidestep.runtime.exits.identity import difference
 from sidestep.runtime.exits.modules import TIME, Parts, Probes, Translators, Uncertainty
 from sidestep.runtime.files import write_whole
+from sidestep.runtime.identity import difference
 
 FORMAT = "sidestep-exits-2"
 KINDS = ("excess", "faithful")

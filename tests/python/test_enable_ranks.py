@@ -13,7 +13,7 @@ from test_ranks import Told, results, sentence, started
 from tiny_pipelines import tiny_sd
 
 from sidestep import SRDS, Adaptive, Ranks, enable
-from sidestep.adapters.trajectory_ranks import digest
+from sidestep.runtime.identity import digest
 
 JOBS = ("blocks:2", "blocks:3", "guidance:2", "guidance:4", "dying:2")
 

@@ -13,7 +13,6 @@ import torch
 from torch import nn
 
 from sidestep.runtime.exits.file import Exits, Measured, save_exits
-from sidestep.runtime.exits.identity import model_hash, sample_weights
 from sidestep.runtime.exits.layouts import LAYOUTS
 from sidestep.runtime.exits.leaving import Sight
 from sidestep.runtime.exits.modules import (
@@ -22,6 +21,7 @@ from sidestep.runtime.exits.modules import (
     random_probes,
     random_uncertainty,
 )
+from sidestep.runtime.identity import model_hash, sample_weights
 from sidestep.runtime.methods.criterion import Course
 
 BLOCKS = 5

@@ -14,8 +14,8 @@ from tiny_course import tiny_exits
 from torch import nn
 
 from sidestep.runtime.exits.file import FORMAT, Exits, load_exits, save_exits
-from sidestep.runtime.exits.identity import difference, model_hash, sample_weights
 from sidestep.runtime.exits.modules import Parts
+from sidestep.runtime.identity import difference, model_hash, sample_weights
 
 
 @pytest.mark.parametrize("kind", ["excess", "faithful"])

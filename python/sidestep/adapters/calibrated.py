@@ -10,32 +10,18 @@ from typing import Any
 import torch
 from torch import nn
 
-from sidestep.adapters.trajectory_ranks import digest
 from sidestep.runtime.calibration import Calibration
-
-_VALUES = 4096  # of each weight, evenly spaced
+from sidestep.runtime.identity import weights_digest
 
 
 def model_hash(pipe: Any) -> str:
-    """Of the weights of all the pipeline's networks: shapes, dtypes and evenly spaced values.
+    """Of the weights of all the pipeline's networks.
 
     Raises:
         ValueError: Some of them are not there to be read.
     """
-    found = []
-    for name, part in sorted(pipe.components.items()):
-        if isinstance(part, nn.Module):
-            for key, weight in sorted(part.state_dict().items()):
-                flat = weight.detach().reshape(-1)
-                if flat.is_meta:
-                    raise ValueError(
-                        f"enable: the weights of {name} are not in memory (sequential offload), "
-                        "so that the calibration cannot be checked; enable the method before "
-                        "enable_sequential_cpu_offload"
-                    )
-                some = flat[:: max(1, flat.numel() // _VALUES)]
-                found.append((name, key.replace("_orig_mod.", ""), list(weight.shape), some))
-    return digest(found)
+    parts = pipe.components.items()
+    return weights_digest({name: part for name, part in parts if isinstance(part, nn.Module)})
 
 
 def model_dtype(pipe: Any) -> str:

@@ -8,15 +8,15 @@ call with their own, and prompts are never sent.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from sidestep.runtime.engine_request import Batch, Request, Result
+from sidestep.runtime.identity import digest
 
 if TYPE_CHECKING:
     from sidestep.adapters.trajectory_record import Trajectory
@@ -24,8 +24,6 @@ if TYPE_CHECKING:
 
 _DRAWN = ("starting latents", "noise of the steps")
 _GIVEN = "arguments of the model"
-_VALUES = (bool, int, float, complex, str, bytes, type(None), torch.dtype)
-_DIGITS = 12  # of a digest
 
 
 def run_on_ranks(
@@ -88,30 +86,6 @@ def _digest_of_calls(trajectory: Trajectory) -> str:
     ]
     weights = [sorted(of.items()) for of in trajectory.weights]
     return digest([repr(order), [*library.leaves()], weights])
-
-
-def digest(values: Any) -> str:
-    """Equal for equal values: nested lists and tuples of tensors, numbers and strings.
-
-    A tensor counts with its dtype, shape and bits, wherever it is; any other object by its type.
-    """
-    sha = hashlib.sha256()
-
-    def add(value: Any) -> None:
-        if isinstance(value, list | tuple):
-            sha.update(f"{type(value).__name__} {len(value)};".encode())
-            for one in value:
-                add(one)
-        elif isinstance(value, Tensor):
-            sha.update(f"{value.dtype} {list(value.shape)};".encode())
-            flat = value.detach().cpu().contiguous().reshape(-1)
-            sha.update(flat.view(torch.uint8).numpy().tobytes())
-        else:
-            known = isinstance(value, _VALUES)
-            sha.update(f"{repr(value) if known else type(value).__name__};".encode())
-
-    add(values)
-    return sha.hexdigest()[:_DIGITS]
 
 
 def _advice(sentence: str) -> str:

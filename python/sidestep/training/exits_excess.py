@@ -22,7 +22,7 @@ from torch import Tensor
 
 from sidestep.errors import UserError
 from sidestep.runtime.exits.file import Exits, save_exits
-from sidestep.runtime.exits.identity import model_hash, sample_weights
+from sidestep.runtime.identity import model_hash, sample_weights
 from sidestep.training.average import Average
 from sidestep.training.exits_fit import Fit, Learned
 from sidestep.training.exits_measure import RUNS, Figures, measure, sensitivity_runs

@@ -26,8 +26,8 @@ from torch import Tensor, nn
 
 from sidestep.errors import UserError
 from sidestep.runtime.exits.file import Exits, save_exits
-from sidestep.runtime.exits.identity import model_hash, sample_weights
 from sidestep.runtime.exits.modules import Probes, embed_time, random_probes
+from sidestep.runtime.identity import model_hash, sample_weights
 from sidestep.training.average import Average
 from sidestep.training.checkpoint import Checkpoint, resume_from
 from sidestep.training.emoji_dit import SIZE_LIMIT, Captions, encode_captions
