@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Hashable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,6 +20,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from sidestep.runtime import ranges
+from sidestep.runtime.exits.draft import Drafting
 from sidestep.runtime.rows import take_arguments, take_rows
 from sidestep.runtime.upload import upload
 
@@ -195,6 +197,7 @@ class RecordedDenoiser:
         steps: What the host would have called, step by step.
         mixes: None, or for each step the weights ``[branches, ...]`` that combine the branches
             element by element; the denoiser then has a single branch, the combined one.
+        drafting: Cuts those evaluations short that only serve a draft; None to cut nothing.
         ticks: Model calls made.
     """
 
@@ -202,29 +205,36 @@ class RecordedDenoiser:
     shape: torch.Size
     steps: list[RecordedStep]
     mixes: list[Tensor] | None = None
+    drafting: Drafting | None = None
     ticks: int = 0
 
     def __call__(
         self,
         x: Tensor,  # [n, *shape]
         lines: Sequence[tuple[int, int, int]],  # [n] of (step, row, branch)
+        coarse: Sequence[bool] = (),  # [n]
     ) -> Tensor:  # [n, *shape]
         """The model's prediction for every line; zeros for a branch the step does not have.
 
         Args:
             x: The latents, scaled as the model reads them.
             lines: Which branch of which row, and the step it is at.
+            coarse: Whether it only serves a draft; empty for none.
         """
+        coarse = coarse or [False] * len(lines)
         if self.mixes is None:
-            return self._evaluate(x, lines)
+            return self._evaluate(x, lines, coarse)
         mixes = torch.stack([self.mixes[step] for step, _, _ in lines], dim=1).to(x.device)
         branches = range(len(mixes))
         spread = [(step, row, branch) for branch in branches for step, row, _ in lines]
-        outputs = self._evaluate(torch.cat([x] * len(branches)), spread)
+        wide = torch.cat([x] * len(branches))
+        outputs = self._evaluate(wide, spread, [*coarse] * len(branches))
         mixed = (mixes * outputs.float().unflatten(0, (len(branches), -1))).sum(0)
         return mixed.to(outputs.dtype)
 
-    def _evaluate(self, x: Tensor, lines: Sequence[tuple[int, int, int]]) -> Tensor:
+    def _evaluate(
+        self, x: Tensor, lines: Sequence[tuple[int, int, int]], coarse: Sequence[bool]
+    ) -> Tensor:
         result: Tensor | None = None
         groups: dict[Hashable, list[tuple[int, int]]] = {}
         calls: dict[int, RecordedCall] = {}
@@ -238,7 +248,8 @@ class RecordedDenoiser:
         for group in groups.values():
             group.sort()  # the host's own order
             at = [i for _, i in group]
-            part = self._call(x[at], [line for line, _ in group], [calls[i] for i in at])
+            drafts = [lines[i][0] if coarse[i] else None for i in at]
+            part = self._call(x[at], [line for line, _ in group], [calls[i] for i in at], drafts)
             if result is None:
                 result = torch.zeros(x.shape, dtype=part.dtype, device=x.device)
             result[at] = part.to(result.dtype)
@@ -249,6 +260,7 @@ class RecordedDenoiser:
         x: Tensor,  # [n, *shape]
         lines: Sequence[int],  # [n]
         calls: Sequence[RecordedCall],  # [n], with the same arguments
+        drafts: Sequence[int | None],  # [n], the step of those that may be cut short
     ) -> Tensor:  # [n, *shape]
         first = calls[0]
         if first.output is not None:
@@ -263,7 +275,9 @@ class RecordedDenoiser:
             tree_leaves(_make([call.helpers[h] for call in calls], x, lines))
             for h in range(len(first.helpers))
         ]
-        with ranges.within("model"):
+        kwargs, drafting = first.arguments.kwargs, self.drafting
+        cutting = nullcontext() if drafting is None else drafting.call(drafts, kwargs)
+        with ranges.within("model"), cutting:
             output = _make(calls, x, lines, helped)
         return cut(prediction(output)[:count], self.shape)
 

@@ -50,6 +50,7 @@ def make_batch(
         rows=tuple(row.index for row in members),
         branches=branches,
         steps=tuple(row.step for row in members),
+        coarse=tuple(row.coarse for row in members),
     )
 
 

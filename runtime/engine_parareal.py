@@ -160,7 +160,7 @@ class Parareal:
             turn, boundary, changed.tolist(), strict=True
         ):
             image.residuals[block, iterate] = change, size
-            moved.append(iterate == 0 or self.stop.moved(math.sqrt(change)))
+            moved.append(iterate == 0 or self.stop.moved(math.sqrt(change), iterate))
             if moved[-1]:
                 image.boundaries[block] = x.clone()  # alone, without the others of this turn
             if block == self.blocks:
@@ -177,9 +177,13 @@ class Parareal:
         """The coarse solver's: of the start in iterate 0, of a change later."""
         blocks = [block - 1 for _, (block, *_) in turn]
         gram = difference_gram(new, old)
-        later = upload([iterate > 0 for _, (_, iterate, *_) in turn], torch.bool, new.device)
+        iterates = upload([iterate for _, (_, iterate, *_) in turn], torch.int64, new.device)
         changes = self._coarse.correction(blocks, gram)
-        return torch.where(later[:, None, None], changes, self._coarse.start(blocks)).float()
+        if self.settings.drafts:  # the old outputs of iterate 1 are no whole ones
+            first = (iterates == 1)[:, None, None]
+            changes = torch.where(first, self._coarse.held(blocks), changes)
+        later = (iterates > 0)[:, None, None]
+        return torch.where(later, changes, self._coarse.start(blocks)).float()
 
     def judge(self) -> list[Image]:
         """The images that need no more iterations, with their results in ``latents[iterations]``.

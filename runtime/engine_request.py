@@ -74,6 +74,7 @@ class Batch:
         rows: ``[N]`` the row in its request.
         branches: ``[N]`` the guidance branch.
         steps: ``[N]`` the step of its plan.
+        coarse: ``[N]`` whether its output may be a rough one (`SRDS.exits`); empty for none.
     """
 
     engine: int
@@ -86,6 +87,7 @@ class Batch:
     rows: tuple[int, ...]
     branches: tuple[int, ...]
     steps: tuple[int, ...]
+    coarse: tuple[bool, ...] = ()
 
     def __len__(self) -> int:
         """N, padding included."""

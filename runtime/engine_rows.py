@@ -106,6 +106,14 @@ class Row:
         return self.chain is not None and self.step == self.chain.first
 
     @property
+    def coarse(self) -> bool:
+        """Whether SRDS only drafts by its next evaluation, which may be cut short."""
+        parallel, chain = self.live.parallel, self.chain
+        if parallel is None or chain is None:
+            return False
+        return chain.iterate < parallel.settings.drafts and chain.block > 1
+
+    @property
     def ends(self) -> bool:
         """Whether it is a chain whose next step is its last."""
         return self.chain is not None and self.step == self.chain.first + self.chain.steps - 1

@@ -296,8 +296,10 @@ class RecordedTicks:
         """Operator by operator, as many entries as are needed."""
         count, state = self._branches, tick.state
         lines = [(row.step, row.index, g) for g in range(count) for row in tick.rows]
+        coarse = [row.coarse for row in tick.rows] * count
         x, _ = state.inputs([*tick.rows] * count)
-        outputs = self._denoiser(x, lines).to(state.dtype).flatten(1).contiguous().chunk(count)
+        whole = self._denoiser(x, lines, coarse).to(state.dtype)
+        outputs = whole.flatten(1).contiguous().chunk(count)
         return by_outputs(state, lambda rows: outputs)(tick.rows, tick.noise)
 
 

@@ -86,24 +86,47 @@ class Rule(Protocol):
         """A model call begins: what was not committed has not happened."""
 
 
-class Leaving:
-    """What the blocks of the model ask, and what the driver tells.
+class Ways:
+    """The ways out of a model.
 
     Attributes:
         exits: Of the model.
         layout: Of the model.
-        rule: Who leaves where.
         passage: What every block's call goes through now; None outside a model call.
+    """
+
+    def __init__(self, exits: Exits, layout: Layout) -> None:
+        """Outside of a model call."""
+        self.exits = exits
+        self.layout = layout
+        self.passage: Passage | None = None
+        self._number = {blocks - 1: i for i, blocks in enumerate(exits.after)}  # by block
+        self._translators: Translators | None = None
+
+    def translate(self, index: int, hidden: Tensor) -> Tensor:
+        """h' of rows that leave after block ``index``."""
+        if self.exits.translators is None:
+            return hidden
+        own = self._translators
+        if own is None or own.matrix.device != hidden.device or own.matrix.dtype != hidden.dtype:
+            own = self._translators = self.exits.translators.to(hidden.device, hidden.dtype)
+        return own(self._number[index], hidden)
+
+    def land(self, hidden: Tensor) -> None:
+        """Nobody has left the call."""
+
+
+class Leaving(Ways):
+    """What the blocks of the model ask, and what the driver tells.
+
+    Attributes:
+        rule: Who leaves where.
     """
 
     def __init__(self, exits: Exits, layout: Layout, rule: Rule) -> None:
         """No generation runs yet."""
-        self.exits = exits
-        self.layout = layout
-        self.passage: Passage | None = None
+        super().__init__(exits, layout)
         self.rule = rule
-        self._number = {blocks - 1: i for i, blocks in enumerate(exits.after)}  # by block
-        self._translators: Translators | None = None
         self.begin(Course())
 
     def begin(self, course: Course) -> None:
@@ -172,16 +195,11 @@ class Leaving:
         return self.rule.leave(Sight(step=self._step, exit=exit, hidden=hidden, rows=rows))
 
     def translate(self, index: int, hidden: Tensor) -> Tensor:
-        """h' of rows that leave after block ``index``."""
+        """h' of rows that leave after block ``index``: by their rest where that is planned."""
         rests = self.rule.rests
         if rests is not None and rests.due:
             return rests.add(self._number[index], hidden)
-        if self.exits.translators is None:
-            return hidden
-        own = self._translators
-        if own is None or own.matrix.device != hidden.device or own.matrix.dtype != hidden.dtype:
-            own = self._translators = self.exits.translators.to(hidden.device, hidden.dtype)
-        return own(self._number[index], hidden)
+        return super().translate(index, hidden)
 
     def land(self, hidden: Tensor) -> None:
         """Nobody has left the call."""

@@ -103,6 +103,13 @@ class Hold:
         """
         return self.start(blocks)
 
+    def held(
+        self,
+        blocks: Sequence[int],  # [n]
+    ) -> Tensor:  # [n, R, R + 1] fp64
+        """C as "hold" has it, of what `correction` acts on."""
+        return self.start(blocks)
+
     def value(
         self,
         block: int,
@@ -277,6 +284,13 @@ class TwoStepKrylov(TwoStep):
     ) -> Tensor:  # [n, R, R + 1] fp64
         """C of each row, from the differences of the outputs themselves."""
         return self._krylov.correction(blocks, gram)
+
+    def held(
+        self,
+        blocks: Sequence[int],  # [n]
+    ) -> Tensor:  # [n, R, R + 1] fp64
+        """C as "hold" has it, of the outputs themselves."""
+        return self._krylov.start(blocks)
 
 
 def _look_ahead(

@@ -23,6 +23,16 @@ are not needed cost less.  All starts together are then off by a sixteenth of th
 what they are off counts in the estimate below, as if nothing made it grow.  With a tolerance of 0
 nothing is left out, and only then all B iterations are exact.
 
+With early exits the runs from the first guesses x_i^0, but for x_0 itself, are drafts: the model is
+cut short in them, u_i^0 and F both.  What the exits leave out goes out of x_i^1 as far as it is the
+same over a block, because both are in the difference
+
+    x_i^1 = F'(x_{i-1}^0) + H ([x_{i-1}^1; u_i^1] - [x_{i-1}^0; u_i'^0])
+
+with H that of "hold": "krylov" would take the error of u' for a Jacobian.  All later runs are
+whole: no draft serves for another iterate, no image stops at iterate 1, and since block 1 starts
+from x_0 iterate B is the serial sampler's, whatever the exits.
+
 An image stops by itself, when the error that it has left is estimated below the tolerance.  The
 pipelining shows how the iteration contracts before it is needed: when x_B^p arrives, iteration
 p + 1 has already passed most of the boundaries, and there
@@ -51,6 +61,7 @@ from typing import SupportsIndex
 import numpy as np
 
 from sidestep.runtime.methods.coarse import COARSE
+from sidestep.runtime.methods.early_exit import EarlyExit
 from sidestep.runtime.methods.spacing import log_snr_bounds
 from sidestep.runtime.methods.srds_blocks import default_blocks, equal_bounds
 from sidestep.runtime.plan import Plan
@@ -89,9 +100,13 @@ class SRDS:
             the calls (`sidestep.enable`, and each of the `Ranks`); None for all that are ready, one
             for each block and one more. The result does not depend on it. An `Engine` has its
             capacity.
+        exits: Early exits of the first iteration's evaluations, by their static plan: fewer blocks
+            of the model, for a rougher first iterate. For `sidestep.enable`; the host of an
+            `Engine` is told which evaluations may be cut short (`Batch.coarse`).
 
     Raises:
         ValueError: A setting is out of range.
+        TypeError: The exits are none.
     """
 
     blocks: int | Sequence[int] | None = None
@@ -101,6 +116,7 @@ class SRDS:
     coarse: str = "krylov"
     spacing: str = "steps"
     width: int | None = None
+    exits: EarlyExit | None = None
 
     def __post_init__(self) -> None:
         if not (isinstance(self.tolerance, int | float) and 0 <= self.tolerance < math.inf):
@@ -125,6 +141,23 @@ class SRDS:
             raise ValueError(
                 f"SRDS: spacing is {self.spacing!r} and blocks are {list(self.blocks)}, expected a "
                 "number of blocks to be spaced so, or None"
+            )
+        self._check_exits()
+
+    def _check_exits(self) -> None:
+        if self.exits is None:
+            return
+        if not isinstance(self.exits, EarlyExit):
+            raise TypeError(f"SRDS: exits is {self.exits!r}, expected sidestep.EarlyExit(...)")
+        if self.exits.mode != "static" or self.exits.reuse is not None:
+            raise ValueError(
+                f"SRDS: exits have mode {self.exits.mode!r} and reuse={self.exits.reuse!r}, "
+                "expected mode 'static' without: rows of one image are at many steps at once"
+            )
+        if self.max_iterations == 1:
+            raise ValueError(
+                "SRDS: exits with max_iterations=1, expected 2 or more: the first iteration is the "
+                "one that is cut short"
             )
 
     def bounds(self, plan: Plan | int) -> tuple[int, ...]:  # [B + 1]
@@ -175,6 +208,11 @@ class SRDS:
                 "plan that does, or spacing='steps'"
             )
         return found
+
+    @property
+    def drafts(self) -> int:
+        """Iterates that come from runs which are cut short: 1 with exits."""
+        return 0 if self.exits is None else 1
 
     @property
     def allowed(self) -> float:
@@ -229,15 +267,17 @@ class Stop:
         self.blocks = len(bounds) - 1
         self._least = self.tolerance / (_RESTART * self.blocks)
         self.most = settings.iterations(self.blocks)
+        self._drafts = settings.drafts
         self._ticks = formation_ticks(bounds, self.most + 1)
 
-    def moved(self, change: float) -> bool:
+    def moved(self, change: float, iterate: int) -> bool:
         """Whether a boundary that is so far from where the next block has started starts it again.
 
         Args:
             change: Root mean square.
+            iterate: Of the boundary; after a draft every block starts again.
         """
-        return not change < self._least
+        return iterate <= self._drafts or not change < self._least
 
     def needed(self, iterate: int) -> int:
         """Boundaries 1 .. this of the next iterate are to be known before `error` is asked."""
@@ -256,6 +296,8 @@ class Stop:
         neglected = self._neglected(residuals, iterate)
         if iterate >= self.blocks:
             return neglected
+        if iterate <= self._drafts:
+            return math.inf
         now, known = residuals[iterate, 1:], self.needed(iterate)
         after = residuals[iterate + 1, 1 : known + 1]
         if now.max() <= self._least:  # nothing has moved, and nothing will
@@ -274,7 +316,9 @@ class Stop:
         """What the starts of all blocks together are off their boundaries."""
         exact = residuals.diagonal()[1 : min(iterate, self.blocks)]
         others = residuals[iterate, max(1, iterate) : self.blocks]
-        return float(sum(off for off in (*exact, *others) if not self.moved(off)))
+        own = [(off, p) for p, off in enumerate(exact, start=1)]
+        own += [(off, iterate) for off in others]
+        return float(sum(off for off, p in own if not self.moved(off, p)))
 
     def enough(self, error: float) -> bool:
         """Whether an image with that error may stop."""

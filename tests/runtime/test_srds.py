@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,13 +22,17 @@ from engine_cases import (
     solo,
 )
 from srds_cases import parallel, request_of
+from tiny_course import tiny_exits
 from torch import Tensor
 
 from sidestep.kernels.core import parareal_cost
 from sidestep.runtime.engine import Batch, Engine, Request
 from sidestep.runtime.engine_parareal import Parareal
+from sidestep.runtime.exits.file import save_exits
 from sidestep.runtime.methods.adaptive import Adaptive
-from sidestep.runtime.methods.srds import SRDS, formation_ticks
+from sidestep.runtime.methods.coarse import COARSE
+from sidestep.runtime.methods.early_exit import EarlyExit
+from sidestep.runtime.methods.srds import SRDS, Stop, formation_ticks
 from sidestep.runtime.parareal import parareal
 from sidestep.runtime.plan import Plan
 
@@ -306,3 +311,45 @@ def test_a_plan_with_a_threshold_is_refused() -> None:
     engine = Engine(SHAPE)
     with pytest.raises(ValueError, match="has a threshold, which is not linear"):
         engine.submit(Request(clipped, latents(1, 1), method=SRDS()))
+
+
+@pytest.mark.parametrize("coarse", list(COARSE))
+def test_drafts_leave_the_result_as_it_is(coarse: str, tmp_path: Path) -> None:
+    """Bit for bit, though the host gives nonsense where it may give a draft."""
+    exits = tmp_path / "exits.safetensors"
+    save_exits(tiny_exits(), exits)
+    method = SRDS(exact=True, blocks=5, coarse=coarse, exits=EarlyExit(exits=exits))
+    request = request_of("ddim", 20, method, n=2)
+    drafts: list[tuple[int, int, int]] = []
+
+    def rough(batch: Batch) -> Tensor:
+        output = model(batch)
+        assert len(batch.coarse) == len(batch)
+        for i, draft in enumerate(batch.coarse[: batch.size]):
+            if draft:
+                drafts.append((batch.rows[i], batch.branches[i], batch.steps[i]))
+                output[i] = 0.3 * torch.randn_like(output[i])
+        return output
+
+    engine = Engine(SHAPE, capacity=64, buckets=range(1, 129))
+    engine.submit(request)
+    (result,) = run(engine, rough).values()
+    assert result.status == "done", result.error
+    assert torch.equal(result.x, loop(request))
+    every = [(row, g, step) for row in range(2) for g in range(2) for step in range(4, 20)]
+    assert sorted(drafts) == every  # iterate 0 of all blocks but the first, once each
+    stop = Stop(replace(method, exact=False), range(0, 25, 4))  # whatever the residuals are
+    assert stop.moved(0.0, 1) and not stop.moved(0.0, 2)
+    residuals = np.zeros((stop.most + 2, 7))
+    assert not stop.enough(stop.error(residuals, 1)) and stop.enough(stop.error(residuals, 2))
+
+
+def test_nothing_is_a_draft_without_exits() -> None:
+    def whole(batch: Batch) -> Tensor:
+        assert not any(batch.coarse)
+        return model(batch)
+
+    engine = Engine(SHAPE, capacity=64, buckets=range(1, 129))
+    engine.submit(request_of("ddim", 20, SRDS(blocks=5)))
+    (result,) = run(engine, whole).values()
+    assert result.status == "done"

@@ -129,7 +129,7 @@ def test_a_result_that_stands_still_while_its_beginning_moves_goes_on() -> None:
 
 def test_what_the_starts_are_off_counts_in_the_estimate() -> None:
     stop = Stop(SRDS(blocks=6, tolerance=0.96), range(0, 25, 4))
-    assert [stop.moved(change) for change in (0.0, 0.0099, 0.01, 0.5, math.nan)] == [
+    assert [stop.moved(change, 2) for change in (0.0, 0.0099, 0.01, 0.5, math.nan)] == [
         False, False, True, True, True
     ]  # fmt: skip
     residuals = np.zeros((stop.most + 2, 7))

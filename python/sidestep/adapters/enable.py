@@ -14,9 +14,10 @@ from sidestep.adapters.refusals import refuse_unsuitable
 from sidestep.adapters.swap import owner_of, restore, swap
 from sidestep.adapters.trajectory import OnStep, WholeTrajectory
 from sidestep.runtime.calibration import Calibration
+from sidestep.runtime.exits.draft import Drafting
 from sidestep.runtime.exits.flight import Passage
-from sidestep.runtime.exits.layouts import layout_of
-from sidestep.runtime.exits.leaving import Leaving
+from sidestep.runtime.exits.layouts import Layout, layout_of
+from sidestep.runtime.exits.leaving import Leaving, Ways
 from sidestep.runtime.methods.adaptive import Adaptive
 from sidestep.runtime.methods.criterion import Method
 from sidestep.runtime.methods.early_exit import EarlyExit
@@ -147,7 +148,9 @@ class Handle:
 
             self._driver = Deciding(on_step, graphs)
         elif driver == "whole" or method is None or isinstance(method, SRDS):
-            self._driver = WholeTrajectory(method, on_step, ranks, graphs)
+            exits = method.exits if isinstance(method, SRDS) else None
+            drafting = None if exits is None else _drafting(pipe, exits)
+            self._driver = WholeTrajectory(method, on_step, ranks, graphs, drafting)
         else:
             leaving = _leaving(pipe, method) if isinstance(method, EarlyExit) else None
             criterion = method.criterion()
@@ -166,12 +169,13 @@ class Handle:
     @property
     def passage(self) -> Passage | None:
         """What the blocks of the model go through now."""
-        leaving = self._leaving
-        return None if leaving is None or not self.active else leaving.passage
+        ways = self._ways
+        return None if ways is None or not self.active else ways.passage
 
     @property
-    def _leaving(self) -> Leaving | None:
-        return self._driver.leaving if isinstance(self._driver, Stepwise) else None
+    def _ways(self) -> Ways | None:
+        driver = self._driver
+        return driver.leaving if isinstance(driver, Stepwise) else driver.drafting
 
     @property
     def _measures(self) -> bool:
@@ -208,8 +212,8 @@ class Handle:
     def _attach(self) -> None:
         """Attaches to what the pipeline holds now, and lets go of what it no longer holds."""
         wanted = parts_of(self._pipe)
-        if self._leaving is not None:
-            wanted = self._with_blocks(self._leaving, wanted)
+        if self._ways is not None:
+            wanted = self._with_blocks(self._ways, wanted)
         new: list[tuple[Part, Any]] = [pair for pair in wanted if not self._has(pair[1])]
         for part, obj in wanted:
             if getattr(obj, "is_cache_enabled", False):
@@ -235,9 +239,7 @@ class Handle:
         self._branch, self._timestep = None, None
         self.active = True
 
-    def _with_blocks(
-        self, leaving: Leaving, parts: list[tuple[Part, Any]]
-    ) -> list[tuple[Part, Any]]:
+    def _with_blocks(self, ways: Ways, parts: list[tuple[Part, Any]]) -> list[tuple[Part, Any]]:
         """The blocks of the model too; raises ValueError for a model that its rows cannot leave."""
         models = [obj for part, obj in parts if part.role == "model"]
         if len(models) > 1:
@@ -252,8 +254,8 @@ class Handle:
                     f"enable: {type(model).__name__} is compiled, and every size that its batch "
                     "shrinks to would be compiled anew; EarlyExit needs it as it was"
                 )
-            leaving.exits.check_model(model)
-        return [*parts, *blocks_of(model, leaving.layout)]
+            ways.exits.check_model(model)
+        return [*parts, *blocks_of(model, ways.layout)]
 
     def _has(self, obj: Any) -> bool:
         return any(obj is attached for attached in self._attached)
@@ -272,8 +274,18 @@ class Handle:
 
 def _leaving(pipe: Any, method: EarlyExit) -> Leaving:
     """The state of early exits; raises ValueError for a class that they are not known for."""
+    return method.leaving(method.file(), _layout(pipe))
+
+
+def _drafting(pipe: Any, exits: EarlyExit) -> Drafting:
+    """The state of SRDS's early exits; raises ValueError as `_leaving`."""
+    assert exits.threshold is not None
+    return Drafting(exits.file(), _layout(pipe), exits.threshold)
+
+
+def _layout(pipe: Any) -> Layout:
     models = [obj for part, obj in parts_of(pipe) if part.role == "model"]
-    return method.leaving(method.file(), layout_of(models[0]))
+    return layout_of(models[0])
 
 
 def _refuse_owned(obj: Any) -> None:
@@ -297,3 +309,5 @@ def _check_ranks(ranks: Any, method: Method | SRDS | Literal["auto"] | None) -> 
             f"enable: ranks share the blocks of SRDS, expected method=sidestep.SRDS(...), got "
             f"{method!r}"
         )
+    if isinstance(method, SRDS) and method.exits is not None:
+        raise ValueError("enable: ranks make whole model calls, expected SRDS without exits")

@@ -28,6 +28,7 @@ from sidestep.adapters.trajectory_record import Trajectory
 from sidestep.adapters.trajectory_run import run_trajectory
 from sidestep.runtime import ranges
 from sidestep.runtime.denoisers import FromHelper, prediction
+from sidestep.runtime.exits.draft import Drafting
 from sidestep.runtime.generation import Generation
 from sidestep.runtime.methods.criterion import Method
 from sidestep.runtime.methods.srds import SRDS
@@ -79,6 +80,7 @@ class WholeTrajectory:
         on_step: Called ``on_step(k, x, rows)`` as in `Request`, with the real latents.
         ranks: The processes that run each trajectory together; None for this one alone.
         graphs: Of the model calls.
+        drafting: Cuts the evaluations short of which SRDS makes a draft only; None without exits.
     """
 
     def __init__(
@@ -87,6 +89,7 @@ class WholeTrajectory:
         on_step: OnStep | None = None,
         ranks: Ranks | None = None,
         graphs: str = "auto",
+        drafting: Drafting | None = None,
     ) -> None:
         """Makes a driver; nothing is touched.
 
@@ -95,6 +98,7 @@ class WholeTrajectory:
         """
         self.method, self.on_step, self.ranks = method, on_step, ranks
         self.graphs = PipelineGraphs(graphs)
+        self.drafting = drafting
         self._recording = _Recording()
         self._summary: Summary | None = None
         self._compiled: dict[str, Plan] = {}
@@ -238,7 +242,8 @@ class WholeTrajectory:
             if announced and announced < len(plan):
                 plan = plan[:announced]
             trajectory = Trajectory.begin(plan, latents, recording.calls, given["model_output"])
-            if self.method is not None and not isinstance(self.method, SRDS):
+            knows = self.method is not None and not isinstance(self.method, SRDS)
+            if knows or self.drafting is not None:
                 # the scheduler knows more than its plan shows; the stepwise driver is told the same
                 trajectory.course = course_of(scheduler, given["timestep"], announced)
             recording.trajectory = trajectory
@@ -267,11 +272,14 @@ class WholeTrajectory:
         trajectory.library.expect_unwritten()
         noise = trajectory.noise(latents, generator)
         result, ticks, graphs = run_trajectory(
-            trajectory, self.method, noise, self.on_step, self.ranks, self.graphs
+            trajectory, self.method, noise, self.on_step, self.ranks, self.graphs, self.drafting
         )
         if result.error is not None:
             raise result.error
         self._summary = replace(result.summary, method=self._label, ticks=ticks, graphs=graphs)
+        if self.drafting is not None:
+            notes = (self._summary.note, self.drafting.note)
+            self._summary = replace(self._summary, note="; ".join(filter(None, notes)))
         assert result.x is not None
         return trajectory.layout.outward(result.x).to(latents.dtype)
 

@@ -218,6 +218,8 @@ def _reason_against(denoiser: RecordedDenoiser, networks: Sequence[Any]) -> str:
     """Why nothing is captured; empty where nothing speaks against it."""
     if config.backend() == "reference":
         return "the reference backend of the kernels reads coefficients on the host"
+    if denoiser.drafting is not None:
+        return "rows leave the model early, and what is left of its batch is known on the host"
     if denoiser.mixes is not None:
         return "the guidance is combined element by element, or has more than three branches"
     for arguments in _arguments(denoiser):

@@ -14,8 +14,10 @@ from sidestep.adapters.trajectory_ranks import run_on_ranks
 from sidestep.adapters.trajectory_record import Trajectory
 from sidestep.runtime.denoisers import RecordedDenoiser, RecordedStep
 from sidestep.runtime.engine import Batch, Request, Result
+from sidestep.runtime.exits.draft import Drafting
 from sidestep.runtime.methods.criterion import Course, Criterion, Decision, Method, Observation
 from sidestep.runtime.methods.srds import SRDS
+from sidestep.runtime.plan_course import plan_course
 
 if TYPE_CHECKING:
     from sidestep.runtime.ranks import Ranks
@@ -32,6 +34,7 @@ def run_trajectory(
     on_step: Callable[[int, Tensor, Sequence[int]], object] | None,
     ranks: Ranks | None = None,
     graphs: PipelineGraphs | None = None,
+    drafting: Drafting | None = None,
 ) -> tuple[Result, int, str]:
     """Runs all of it, in an engine or over the ranks of a job.
 
@@ -45,7 +48,11 @@ def run_trajectory(
     """
     plan, start, steps = trajectory.plan, trajectory.start, trajectory.steps
     mixes = _mixes(trajectory)
-    denoiser = RecordedDenoiser(rows=len(start), shape=start.shape[1:], steps=steps, mixes=mixes)
+    denoiser = RecordedDenoiser(
+        rows=len(start), shape=start.shape[1:], steps=steps, mixes=mixes, drafting=drafting
+    )
+    if drafting is not None:
+        drafting.begin(trajectory.course or plan_course(plan))
     branches = 1 if mixes is not None else len(trajectory.library.branches)
     dtype = steps[0].calls[0].arguments.dtype
     dtype = dtype if dtype in _DTYPES else torch.float32
