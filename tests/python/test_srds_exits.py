@@ -54,15 +54,11 @@ def test_all_iterations_give_the_serial_result(name: str, threshold: float, tmp_
 
 
 def test_threshold_zero_changes_nothing(tmp_path: Path) -> None:
-    """But that it goes on to iterate 2 with the correction of "hold" in iterate 1."""
     pipe = MODELS["PixArtTransformer2DModel"][0]()
     exits = EarlyExit(exits=write_exits(pipe.transformer, tmp_path), threshold=0)
-    found = []
-    for method in (
-        SRDS(exact=True, blocks=4, coarse="hold"),
-        SRDS(exact=True, blocks=4, exits=exits),
-    ):
-        with enable(pipe, method) as handle:
+    found, settings = [], {"exact": True, "blocks": 4, "coarse": "hold"}
+    for each in (None, exits):
+        with enable(pipe, SRDS(exits=each, **settings)) as handle:  # type: ignore[arg-type]
             found.append(generate(pipe, "PixArtTransformer2DModel", [1], steps=STEPS))
             note = handle.summary().note
     assert torch.equal(*found)
