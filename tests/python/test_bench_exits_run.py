@@ -192,3 +192,19 @@ def test_bad_input_is_one_sentence(
         error = [x for x in capsys.readouterr().err.splitlines() if x.startswith("sidestep: ")]
         assert end.value.code == 2 and len(error) == 1 and sentence in error[0], error
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_threshold_of_zero_costs(
+    line: list[str], out: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    document = told(
+        [*line, "--methods", "overhead", "--out", str(out.with_name("none.png"))], capsys
+    )
+    for batch in (1, 3):
+        found = named(document, "overhead", batch)
+        assert sorted(r["setting"] for r in found) == ["sample", "static"]
+        for r in found:
+            assert r["bit_equal"] and r["share"] == 1 and r["threshold"] == 0 and r["speedup"] > 0
+    lines = [said for said in report.notes(document) if "threshold 0" in said]
+    assert len(lines) == 4 and all("the same bits as the full model" in said for said in lines)
+    assert {r["method"] for r in document["results"]} == {"full", "overhead"}

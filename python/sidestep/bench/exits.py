@@ -21,7 +21,7 @@ import torch
 from sidestep.adapters.catalogue import make_scheduler
 from sidestep.bench import exits_peers as peers
 from sidestep.bench.documents import open_document, write
-from sidestep.bench.exits_grid import FAMILIES, Planned, Policy, fewer_steps, policies
+from sidestep.bench.exits_grid import FAMILIES, OVERHEAD, Planned, Policy, fewer_steps, policies
 from sidestep.bench.exits_oracle import Seen, gate, look, oracle, static, verdict
 from sidestep.bench.frechet import FEATURES, Features, frechet_distance
 from sidestep.errors import UserError
@@ -98,7 +98,7 @@ def run(
         settings: Model, exits, prompts, noise.
         steps: Numbers of steps.
         batches: Batch sizes.
-        chosen: Families; all if empty.
+        chosen: Families; all but `OVERHEAD` if empty.
         with_gate: Whether to ask what exits by sample could save at all, before the rest.
         state: The JSON document, kept up to date.
         fresh: Measure what is chosen again.
@@ -110,12 +110,13 @@ def run(
         UserError: A family is unknown, ``state`` was made with other settings, or the exits are of
             another model.
     """
-    unknown = [name for name in chosen if name not in FAMILIES]
+    known = (*FAMILIES, OVERHEAD)
+    unknown = [name for name in chosen if name not in known]
     if unknown:
         raise UserError(
-            f"--methods: {unknown[0]!r} is unknown, expected some of {', '.join(FAMILIES)}"
+            f"--methods: {unknown[0]!r} is unknown, expected some of {', '.join(known)}"
         )
-    names = [name for name in FAMILIES if not chosen or name in chosen]
+    names = [name for name in known if name in (chosen or FAMILIES)]
     bench = Bench(settings, state, fresh)
     for n in steps:
         if with_gate:
@@ -183,15 +184,16 @@ class Bench:
         late = [name for name in ("fewer-steps", "oracle") if name in names]
         if not wanted and not any(self._due(name, steps, batch) for name in late):
             return
-        # The default mode takes turns with the full run, so that their times compare well.
-        together = [p for p in wanted if p.family == "static"]
+        # These take turns with the full run, so that their times compare well.
+        together = [p for p in wanted if p.family in ("static", OVERHEAD)]
         full, *made = self._jobs(self.pipe, [FULL, *together], steps, batch, texts)
         setting = Setting(steps, batch, full)
         if self._missing(steps, batch, [FULL]):
             more = {"fd_small_other_seeds": self._chance(setting)} if whole else {}
             self._enter(setting, FULL, full, more)
         for policy, run in zip(together, made, strict=True):
-            self._enter(setting, policy, run)
+            equal = {"bit_equal": torch.equal(run.images, full.images)}
+            self._enter(setting, policy, run, equal if policy.family == OVERHEAD else {})
         others = [p for p in wanted if p not in together]
         with progress(len(others), f"{steps} steps, batch {batch}") as advance:
             for policy in others:

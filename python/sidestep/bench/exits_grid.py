@@ -20,6 +20,9 @@ FAMILIES = (
     *EXCESS, "fixed-exit", "fewer-steps", "adaptive", "first-block-cache", "oracle", "adadiff",
 )  # fmt: skip
 
+OVERHEAD = "overhead"
+"""`EarlyExit` at a threshold of 0, by mode: measured where it is asked for by name."""
+
 BUDGETS = (0.0125, 0.025, 0.05, 0.1, 0.2)
 ADAPTIVE_FACTORS = (0.25, 0.35, 0.5, 1.0, 2.0)
 CACHE_THRESHOLDS = (0.05, 0.1, 0.2, 0.3, 0.5)
@@ -31,7 +34,7 @@ class Policy:
     """One point of the comparison.
 
     Attributes:
-        family: A name of `FAMILIES`, or ``"full"``.
+        family: A name of `FAMILIES`, `OVERHEAD`, or ``"full"``.
         label: The setting.
         threshold: The number that it is set by; None where there is none.
         method: What `sidestep.enable` is given; None for the plain loop.
@@ -115,6 +118,9 @@ def policies(
             _set(family, t, EarlyExit(exits=exits, mode=family[:6], threshold=t, reuse=reuse))
             for t in thresholds
         ]
+    if family == OVERHEAD:
+        none = [EarlyExit(exits=exits, mode=mode, threshold=0) for mode in EXCESS[:2]]
+        return [Policy(family=family, label=str(m.mode), threshold=0, method=m) for m in none]
     if family == "fixed-exit":
         return [
             Policy(

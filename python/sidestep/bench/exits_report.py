@@ -12,6 +12,7 @@ Result = dict[str, Any]
 
 STYLES = {
     "full": ("#000000", "."),
+    "overhead": ("#6b7280", ","),
     "static": ("#2563eb", "o"),
     "sample": ("#7c3aed", "s"),
     "sample+adaptive": ("#db2777", "P"),
@@ -118,6 +119,12 @@ def notes(document: dict[str, Any]) -> list[str]:
         level = r.get("fd_small_other_seeds")
         if level is not None and not math.isnan(level):
             lines.append(f"{r['steps']} steps: FD-small of full runs from other seeds: {level:.3g}")
+        if "bit_equal" in r:
+            said = "the same bits as" if r["bit_equal"] else "other pictures than"
+            lines.append(
+                f"{r['steps']} steps, batch {r['batch']}: threshold 0, {r['setting']}: {said} the "
+                f"full model, {1 / r['speedup'] - 1:+.1%} seconds"
+            )
     if document["first_block_cache"]:
         lines.append(f"first-block-cache: left out: {document['first_block_cache']}")
     return lines
