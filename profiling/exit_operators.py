@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from sidestep import _native, kernels
@@ -65,6 +65,22 @@ def moves(hidden: Tensor, leaving: int) -> list[float]:
     return microseconds(lambda: kernels.exit_compact_(hidden, out, order, kept, place), plain)
 
 
+def in_flight(hidden: Tensor, leaving: int) -> list[float]:
+    """What `Flight` does when rows leave, and one block of a transformer over those that stay.
+
+    It gathers the rows that leave, for the translator, and those that stay, in their order; the
+    block is torch's own encoder layer, which has the products of a DiT block.
+    """
+    B, _, D = hidden.shape
+    order = torch.randperm(B, generator=torch.Generator().manual_seed(1))
+    gone, stay = order[:leaving].sort().values, order[leaving:].sort().values
+    block = nn.TransformerEncoderLayer(D, D // 64, 4 * D, 0.0, "gelu", batch_first=True).eval()
+    block = block.to(hidden.dtype)
+    rest = hidden[stay]
+    with torch.inference_mode():
+        return microseconds(lambda: (hidden[gone], hidden[stay]), lambda: block(rest))
+
+
 def lines() -> Iterator[str]:
     """The table, a line at a time."""
     yield "operator | B x N x D, dtype | case | sidestep us | torch us"
@@ -78,6 +94,10 @@ def lines() -> Iterator[str]:
             for leaving in (B // 8, B // 2):
                 ours, plain = moves(hidden, leaving)
                 yield f"exit_compact_ | {size} | {leaving} leave | {ours:.0f} | {plain:.0f}"
+            if B * N * D < 1 << 20:  # seconds a block beyond
+                gathers, block = in_flight(hidden, B // 2)
+                yield f"gathers of a flight | {size} | {B // 2} leave | - | {gathers:.0f}"
+                yield f"one block after them | {size} | {B // 2} stay | - | {block:.0f}"
 
 
 if __name__ == "__main__":
