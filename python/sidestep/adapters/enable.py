@@ -81,18 +81,7 @@ def enable(
     """
     parallel = isinstance(method, SRDS) or method == "auto"
     driver = driver or ("whole" if parallel else "stepwise")
-    if driver == "stepwise" and parallel:
-        raise ValueError("enable: SRDS runs many steps at once, expected driver='whole'")
-    if driver == "whole" and isinstance(method, EarlyExit):
-        raise ValueError("enable: EarlyExit leaves within model calls, expected driver='stepwise'")
-    if driver not in ("stepwise", "whole"):
-        raise ValueError(f"enable: driver is {driver!r}, expected 'stepwise' or 'whole'")
-    if on_step is not None and driver == "stepwise":
-        raise ValueError(
-            "enable: on_step belongs to driver='whole', use the pipeline's own callback_on_step_end"
-        )
-    if graphs != "auto" and driver == "stepwise":
-        raise ValueError(f"enable: graphs={graphs!r} belongs to driver='whole'")
+    _check_driver(driver, method, on_step, graphs)
     if method is None and driver == "stepwise":
         method = Adaptive()
     known = method is None or method == "auto" or isinstance(method, Method | SRDS)
@@ -296,6 +285,26 @@ def _refuse_owned(obj: Any) -> None:
             f"enable: {type(obj).__name__} is enabled already; disable it first "
             "(a pipeline that shares its model or scheduler counts)"
         )
+
+
+def _check_driver(driver: str, method: Any, on_step: OnStep | None, graphs: str) -> None:
+    """Raises ValueError unless the driver can run the method, and knows of the other settings."""
+    if driver not in ("stepwise", "whole"):
+        raise ValueError(f"enable: driver is {driver!r}, expected 'stepwise' or 'whole'")
+    if driver == "whole":
+        if isinstance(method, EarlyExit):
+            raise ValueError(
+                "enable: EarlyExit leaves within model calls, expected driver='stepwise'"
+            )
+        return
+    if isinstance(method, SRDS) or method == "auto":
+        raise ValueError("enable: SRDS runs many steps at once, expected driver='whole'")
+    if on_step is not None:
+        raise ValueError(
+            "enable: on_step belongs to driver='whole', use the pipeline's own callback_on_step_end"
+        )
+    if graphs != "auto":
+        raise ValueError(f"enable: graphs={graphs!r} belongs to driver='whole'")
 
 
 def _check_ranks(ranks: Any, method: Method | SRDS | Literal["auto"] | None) -> None:
