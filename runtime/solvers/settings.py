@@ -183,7 +183,7 @@ class Solver:
             )
         program = Program(name=name or self.label, threshold=threshold)
         program.initial_scale = problem.initial_scale(spans[0][0])
-        self._write(program, problem, spans)
+        self.write(program, problem, spans)
         return program.plan()
 
     def _checked_steps(self, schedule: Schedule, grid: Grid, steps: int | None, begin: int) -> int:
@@ -224,7 +224,12 @@ class Solver:
             spans.append([spans[-1][-1], problem.point(0.0)])
         return spans
 
-    def _write(self, program: Program, problem: Problem, spans: list[list[Point]]) -> None:
+    def write(self, program: Program, problem: Problem, spans: list[list[Point]]) -> None:
+        """Writes the steps down: what a solver of one's own, a subclass, does in its own way.
+
+        Args:
+            spans: For each step its points, one call at each but the last.
+        """
         data = self.algorithm in ("dpmsolver++", "unipc")
         eta = self.eta if self.stochastic else 0.0
         integrator = Integrator(data=data, eta=eta, ancestral=self.noise == "ancestral")
