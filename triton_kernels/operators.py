@@ -64,7 +64,7 @@ def solver_step(
     """Advances every row by one solver step, in place, in one pass over memory.
 
     With M and E the matrix and the error functional of the row's own step k = step[row], and
-    x the row's registers[0] (DESIGN section 1):
+    x the row's registers[0] (docs/plans.md):
 
         u          = sum_g weights[row, g] * outputs[g][row]
         registers' = M . [registers; u; noise]

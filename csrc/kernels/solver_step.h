@@ -1,10 +1,10 @@
 // The arithmetic of the fused step, written once for the CPU and the GPU.
 //
-//   u           = sum_g w[g] * o[g]                                     guidance, branches in order
-//   registers'  = M_k . [registers; u; z]                               the plan's step k
-//   (DESIGN.md 1) change      = mean |x' - x|,  error = mean |E_k . [registers; u; z]|   with x =
-//   registers[0] model_input = cast(x' * next_scale)                                 once per
-//   branch
+//   u           = sum_g w[g] * o[g]                        guidance, branches in order
+//   registers'  = M_k . [registers; u; z]                  the plan's step k (docs/plans.md)
+//   change      = mean |x' - x|                            x = registers[0]
+//   error       = mean |E_k . [registers; u; z]|
+//   model_input = cast(x' * next_scale)                    once per branch
 //
 // Everything is fp32, one multiplication and one addition per term, never fused. A sum runs over
 // its live terms in column order; a zero coefficient's column is skipped, not multiplied, so that

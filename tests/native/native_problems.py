@@ -1,6 +1,6 @@
 """An independent numpy transcription of the fused step, and random problems for it.
 
-Written from the contract (DESIGN.md 1), not from the C++: whole rows at a time, one fp32
+Written from the contract (docs/plans.md), not from the C++: whole rows at a time, one fp32
 multiplication and one fp32 addition per live term. Other tests of the library use parts of it.
 """
 

@@ -126,7 +126,7 @@ def run(*, repeats: int = 200) -> dict[str, Any]:
         repeats: Timed steps of each case, at least.
 
     Returns:
-        The JSON document (DESIGN section 8): ``results`` has microseconds per step and size,
+        The JSON document: ``results`` has microseconds per step and size,
         ``speedup_sd`` is the ratio at 4x64x64, ``bandwidth_fraction`` the ratio of bytes per
         second to a copy's at 64 MB.
 
