@@ -39,6 +39,22 @@ def test_methods_on_a_pipeline(page: str, steps: int, capsys: pytest.CaptureFixt
     assert f"{steps} steps, 1 images" in capsys.readouterr().out
 
 
+def test_srds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The first block here, the second one in two processes, as torchrun starts them."""
+    first, second = re.findall(r"```python\n(.*?)```", (DOCS / "srds.md").read_text(), re.DOTALL)
+    names: dict = {"pipe": load_pipeline("emoji-sd")}
+    exec(first.replace("=100", "=16"), names)
+    assert "16 steps, 1 images" in capsys.readouterr().out
+    script = tmp_path / "job.py"
+    head = "import sidestep\npipe = sidestep.load_pipeline('emoji-sd')\n"
+    tail = "import zlib\nprint('made', zlib.crc32(images[0].tobytes()), flush=True)\n"
+    script.write_text(head + second.replace("=100", "=8") + tail)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    done = subprocess.run([*torchrun, str(script)], capture_output=True, text=True)
+    made = re.findall(r"made (\d+)", done.stdout)
+    assert done.returncode == 0 and len(made) == 2 and len(set(made)) == 1, done
+
+
 def test_calibration(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

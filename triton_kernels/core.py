@@ -19,6 +19,8 @@ except ImportError as error:
         f"engine: the native library is not built ({error}); run `pip install -e .`"
     ) from error
 
+QueueFull.__doc__ = "Too many requests wait; the one that was submitted has changed nothing."
+
 __all__ = [
     "PararealSchedule",
     "QueueFull",

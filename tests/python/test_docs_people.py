@@ -176,6 +176,19 @@ def test_a_researchers_exit_rule(
             assert torch.equal(latents(), plain) == same
 
 
+def test_early_exit(
+    dit: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    pipe = sized(load_pipeline(str(dit)))
+    write_exits(pipe.transformer, tmp_path, after=(1, 2))
+    (code,) = blocks("early-exit.md")
+    names: dict[str, Any] = {"pipe": pipe}
+    exec(code, names)
+    assert len(names["images"]) == 1 and names["handle"].summary().blocks == 3
+    assert "of 3 blocks a step" in capsys.readouterr().out
+
+
 def sized(pipe: Any) -> Any:
     """A pipeline that makes its own size by itself, as large ones do."""
     more = own_size(pipe)
