@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
 import re
 import subprocess
@@ -38,13 +39,18 @@ def test_every_page_is_there(site: Path) -> None:
     assert all((site / page).is_file() for page in pages)
 
 
-def test_every_public_name_is_in_the_reference(site: Path) -> None:
+@pytest.fixture(scope="module")
+def known(site: Path) -> dict[str, str]:
+    """By full name, where the reference has it."""
     with (site / "objects.inv").open("rb") as file:
         inventory = InventoryFile.load(file, "", lambda base, place: place)
-    known = {
+    return {
         name: item.uri for kind, items in inventory.items() for name, item in items.items()
         if kind.startswith("py:")
     }  # fmt: skip
+
+
+def test_every_public_name_is_in_the_reference(site: Path, known: dict[str, str]) -> None:
     wanted = {f"sidestep.{name}" for name in sidestep.__all__}
     wanted |= {f"sidestep.kernels.{name}" for name in kernels.__all__}
     missing = wanted - set(known) - {"sidestep.kernels.BackendUnavailable"}  # once is enough
@@ -52,6 +58,19 @@ def test_every_public_name_is_in_the_reference(site: Path) -> None:
     for name in wanted & set(known):
         page, _, place = known[name].partition("#")
         assert f'id="{place.replace("$", name)}"' in (site / page).read_text()
+
+
+def test_what_pages_import_is_in_the_reference(known: dict[str, str]) -> None:
+    imports = set()
+    for page in DOCS.glob("*.md"):
+        for code in re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL):
+            for node in ast.walk(ast.parse(code)):
+                if isinstance(node, ast.ImportFrom) and str(node.module).startswith("sidestep"):
+                    imports |= {(node.module, alias.name) for alias in node.names}
+    assert len(imports) > 20
+    modules = {("sidestep", "kernels"), ("sidestep.kernels", "reference")}
+    missing = {pair for pair in imports - modules if ".".join(pair) not in known}
+    assert not {pair for pair in missing if pair[1] not in sidestep.__all__}
 
 
 def _public_parts(name: str, thing: object) -> dict[str, object]:
