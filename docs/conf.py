@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import re
+from typing import Any
+
+from sphinx.application import Sphinx
 
 from sidestep import __version__
 
@@ -31,7 +34,9 @@ _COLON = "\uf03a"  # of the private use area
 _ABOVE = re.compile(r"\]\(((?:\.\./)+(?:README|CONTRIBUTING|CHANGELOG)\.md)\)")
 
 
-def mark_formulae(app, what, name, obj, options, lines: list[str]) -> None:
+def mark_formulae(
+    app: Sphinx, what: str, name: str, obj: object, options: Any, lines: list[str]
+) -> None:
     """Docstrings indent formulae and code, without the `::` that makes a literal block of it."""
     marked: list[str] = []
     last, indent = "", 0  # the last line of text, and how far it is indented
@@ -50,17 +55,19 @@ def mark_formulae(app, what, name, obj, options, lines: list[str]) -> None:
     lines[:] = marked
 
 
-def put_colons_back(app, what, name, obj, options, lines: list[str]) -> None:
+def put_colons_back(
+    app: Sphinx, what: str, name: str, obj: object, options: Any, lines: list[str]
+) -> None:
     """After napoleon."""
     lines[:] = [line.replace(_COLON, ":") for line in lines]
 
 
-def offer_above(app, docname: str, content: list[str]) -> None:
+def offer_above(app: Sphinx, docname: str, content: list[str]) -> None:
     """Pages above this folder are no pages of the site: as source files are, they are offered."""
     content[0] = _ABOVE.sub(r"](path:\1)", content[0])
 
 
-def setup(app) -> None:
+def setup(app: Sphinx) -> None:
     """Around napoleon, whose priority is 500, and before the pages are read."""
     app.connect("autodoc-process-docstring", mark_formulae, priority=400)
     app.connect("autodoc-process-docstring", put_colons_back, priority=600)
