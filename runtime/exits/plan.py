@@ -54,7 +54,10 @@ class StaticPlan:
     def after(self, steps: int) -> StaticPlan:
         """What is left of it after so many steps."""
         return StaticPlan(
-            exits=self.exits[steps:], damages=self.damages[steps:], weights=self.weights[steps:]
+            exits=self.exits[steps:],
+            rests=self.rests[steps:],
+            damages=self.damages[steps:],
+            weights=self.weights[steps:],
         )
 
 

@@ -56,8 +56,12 @@ class Static:
             self.rests = Rests(self.plan, self.log_snr, len(self._exits.after))
 
     def resume(self, course: Course, steps: int) -> None:
-        """The plan goes on: it is the same for all rows."""
-        self._plan = None if self._plan is None else self._plan.after(steps)
+        """The plan goes on: it is the same for all rows. Earlier calls were of others."""
+        self.log_snr = course.log_snr or ()
+        if self.plan is not None:
+            self.plan = self.plan.after(steps)
+            if self.rests is not None:
+                self.rests = Rests(self.plan, self.log_snr, len(self._exits.after))
 
     def leave(self, sight: Sight) -> Sequence[bool] | None:
         """All rows at the step's exit, and none elsewhere."""
@@ -91,7 +95,8 @@ class LeftOut:
         rows, plan, snr, k = len(seen.computed), self._rule.plan, self._rule.log_snr, seen.step + 1
         if any(seen.computed):
             self._called = [seen.step, *self._called[:1]]
-        if plan is None or k >= len(plan.exits) or plan.exits[k] != NOT_CALLED:
+        left_out = plan is not None and k < len(plan.exits) and plan.exits[k] == NOT_CALLED
+        if not left_out or len(self._called) < 2:
             return Decision(compute=[True] * rows, reasons=["planned"] * rows)
         w = slope(snr, k, *self._called)
         return Decision(
