@@ -106,7 +106,10 @@ def exit_score(
 ) -> Tensor:  # [B, k] fp32
     """The exit score, on the CPU."""
     B, N, D, k = checks_exits.exit_score(hidden, probe, bias)
-    _check_cpu("exit_score", hidden)
+    if not hidden.is_cpu:
+        raise BackendUnavailable(
+            "exit_score: the native library has no CUDA kernel for it; use SIDESTEP_KERNELS=triton"
+        )
     score = bias.new_empty((B, k))
     _native.exit_score(
         *[tensor.data_ptr() for tensor in (hidden, probe, bias, score)],
@@ -129,12 +132,11 @@ def exit_decide(
     limit: Tensor,  # [n] fp32
     group: Tensor | None = None,  # [n] int64
 ) -> tuple[Tensor, Tensor]:  # [n] int64, [1] int64
-    """Who leaves, on the CPU."""
+    """Who leaves, as `solver_step` runs."""
     n = checks_exits.exit_decide(score, limit, group)
-    _check_cpu("exit_decide", score)
     order = score.new_empty(n, dtype=torch.int64)
     kept = score.new_empty(1, dtype=torch.int64)
-    _native.exit_decide(
+    arguments = (
         score.data_ptr(),
         limit.data_ptr(),
         0 if group is None else group.data_ptr(),
@@ -142,6 +144,10 @@ def exit_decide(
         kept.data_ptr(),
         n,
     )
+    if score.is_cpu:
+        _native.exit_decide(*arguments)
+    else:
+        _run_cuda("exit_decide", arguments, (n,), score.device)
     return order, kept
 
 
@@ -152,27 +158,24 @@ def exit_compact_(
     kept: Tensor,  # [1] int64
     place: Tensor,  # [n] int64
 ) -> None:
-    """Moves the rows, on the CPU."""
+    """Moves the rows, as `solver_step` runs."""
     tensors = (hidden, out, order, kept, place)
     n, places = checks_exits.exit_compact_(*tensors)
-    _check_cpu("exit_compact_", hidden)
     row_bytes = math.prod(hidden.shape[1:]) * hidden.element_size()
-    _native.exit_compact(*[tensor.data_ptr() for tensor in tensors], n, places, row_bytes)
-
-
-def _check_cpu(operation: str, tensor: Tensor) -> None:
-    """Refuses another device for the operators that are not written in CUDA C++."""
-    if not tensor.is_cpu:
-        raise BackendUnavailable(
-            f"{operation}: the native library has no CUDA kernel for it; use "
-            "SIDESTEP_KERNELS=triton"
-        )
+    arguments = (*[tensor.data_ptr() for tensor in tensors], n, places, row_bytes)
+    if hidden.is_cpu:
+        _native.exit_compact(*arguments)
+    else:
+        _run_cuda("exit_compact", arguments, None, hidden.device)
 
 
 def _run_cuda(
-    operation: str, arguments: tuple[object, ...], sizes: tuple[int, ...], device: torch.device
+    operation: str,
+    arguments: tuple[object, ...],
+    sizes: tuple[int, ...] | None,
+    device: torch.device,
 ) -> None:
-    """Calls the operation's GPU launcher; `sizes` is what its workspace depends on."""
+    """Calls the operation's GPU launcher; `sizes` is what its workspace depends on, if any."""
     if not _native.build_info()["cuda"].startswith("yes"):
         raise BackendUnavailable(
             f"{operation}: the native library was built without CUDA kernels "
@@ -180,7 +183,9 @@ def _run_cuda(
             "SIDESTEP_KERNELS=triton"
         )
     with torch.cuda.device(device):
-        nbytes = getattr(_native, f"cuda_{operation}_workspace")(*sizes)
-        workspace = scratch(f"{operation}.native", device, nbytes, torch.uint8)
+        if sizes is not None:
+            nbytes = getattr(_native, f"cuda_{operation}_workspace")(*sizes)
+            workspace = scratch(f"{operation}.native", device, nbytes, torch.uint8)
+            arguments = (*arguments, workspace.data_ptr())
         stream = torch.cuda.current_stream().cuda_stream
-        getattr(_native, f"cuda_{operation}")(*arguments, workspace.data_ptr(), stream)
+        getattr(_native, f"cuda_{operation}")(*arguments, stream)

@@ -26,8 +26,8 @@ void exit_score(uintptr_t hidden, uintptr_t probe, uintptr_t bias, uintptr_t sco
   call(sidestep::cpu_exit_score, args, sidestep::exit_score_bytes(args));
 }
 
-void exit_decide(uintptr_t score, uintptr_t limit, uintptr_t group, uintptr_t order, uintptr_t kept,
-                 int64_t rows) {
+sidestep::ExitDecideArgs decide_args(uintptr_t score, uintptr_t limit, uintptr_t group,
+                                     uintptr_t order, uintptr_t kept, int64_t rows) {
   sidestep::ExitDecideArgs args{};
   args.score = address<const float>(score);
   args.limit = address<const float>(limit);
@@ -35,11 +35,12 @@ void exit_decide(uintptr_t score, uintptr_t limit, uintptr_t group, uintptr_t or
   args.order = address<int64_t>(order);
   args.kept = address<int64_t>(kept);
   args.rows = rows;
-  call(sidestep::cpu_exit_decide, args, sidestep::exit_decide_bytes(args));
+  return args;
 }
 
-void exit_compact(uintptr_t hidden, uintptr_t out, uintptr_t order, uintptr_t kept, uintptr_t place,
-                  int64_t rows, int64_t places, int64_t row_bytes) {
+sidestep::ExitCompactArgs compact_args(uintptr_t hidden, uintptr_t out, uintptr_t order,
+                                       uintptr_t kept, uintptr_t place, int64_t rows,
+                                       int64_t places, int64_t row_bytes) {
   sidestep::ExitCompactArgs args{};
   args.hidden = address<void>(hidden);
   args.out = address<void>(out);
@@ -49,7 +50,32 @@ void exit_compact(uintptr_t hidden, uintptr_t out, uintptr_t order, uintptr_t ke
   args.rows = rows;
   args.places = places;
   args.row_bytes = row_bytes;
+  return args;
+}
+
+void exit_decide(uintptr_t score, uintptr_t limit, uintptr_t group, uintptr_t order, uintptr_t kept,
+                 int64_t rows) {
+  const auto args = decide_args(score, limit, group, order, kept, rows);
+  call(sidestep::cpu_exit_decide, args, sidestep::exit_decide_bytes(args));
+}
+
+void exit_compact(uintptr_t hidden, uintptr_t out, uintptr_t order, uintptr_t kept, uintptr_t place,
+                  int64_t rows, int64_t places, int64_t row_bytes) {
+  const auto args = compact_args(hidden, out, order, kept, place, rows, places, row_bytes);
   call(sidestep::cpu_exit_compact, args, sidestep::exit_compact_bytes(args));
+}
+
+void cuda_exit_decide(uintptr_t score, uintptr_t limit, uintptr_t group, uintptr_t order,
+                      uintptr_t kept, int64_t rows, uintptr_t workspace, uintptr_t stream) {
+  const auto args = decide_args(score, limit, group, order, kept, rows);
+  raise(sidestep::cuda_exit_decide(args, address<void>(workspace), address<void>(stream)));
+}
+
+void cuda_exit_compact(uintptr_t hidden, uintptr_t out, uintptr_t order, uintptr_t kept,
+                       uintptr_t place, int64_t rows, int64_t places, int64_t row_bytes,
+                       uintptr_t stream) {
+  const auto args = compact_args(hidden, out, order, kept, place, rows, places, row_bytes);
+  raise(sidestep::cuda_exit_compact(args, address<void>(stream)));
 }
 
 }  // namespace
@@ -64,4 +90,9 @@ void bind_exits(pybind11::module_& m) {
   m.def("exit_compact", &exit_compact,
         "(hidden, out, order, kept, place, rows, places, bytes of a row): moves rows, on CPU "
         "addresses.");
+  m.def("cuda_exit_decide", &cuda_exit_decide,
+        "(..., workspace, stream): the same on device addresses.");
+  m.def("cuda_exit_compact", &cuda_exit_compact, "(..., stream): the same on device addresses.");
+  m.def("cuda_exit_decide_workspace", &sidestep::cuda_exit_decide_workspace,
+        "(rows): bytes of the workspace, of any content.");
 }

@@ -47,6 +47,12 @@ Status check_exit_compact_values(const ExitCompactArgs& args);
 Status cpu_exit_decide(const ExitDecideArgs& args);
 Status cpu_exit_compact(const ExitCompactArgs& args);
 
+// On the current device: no value is checked. A row whose group is out of range stays; one whose
+// own number or place is, is not moved. The workspace may hold anything.
+Status cuda_exit_decide(const ExitDecideArgs& args, void* workspace, void* stream);
+Status cuda_exit_compact(const ExitCompactArgs& args, void* stream);
+int64_t cuda_exit_decide_workspace(int64_t rows);
+
 // Bytes a call moves at most.
 int64_t exit_decide_bytes(const ExitDecideArgs& args);
 int64_t exit_compact_bytes(const ExitCompactArgs& args);

@@ -94,6 +94,8 @@ Status check_exit_compact_values(const ExitCompactArgs& a) {
   return Status();
 }
 
+int64_t cuda_exit_decide_workspace(int64_t rows) { return rows * 4; }
+
 int64_t exit_decide_bytes(const ExitDecideArgs& a) { return a.rows * (8 + 3 * kIndex); }
 
 // Every row read and written once, or half of them twice.

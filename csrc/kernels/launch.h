@@ -1,5 +1,5 @@
 // The launchers of the operators and the checks they share. (Those of the exits, which no embedder
-// and no CUDA C++ needs so far, are declared beside their arguments.)
+// needs so far, are declared beside their arguments.)
 #pragma once
 
 #include <cstdint>

@@ -24,4 +24,8 @@ Status cuda_parareal_correct(const sidestep_parareal_correct_args&, void*, void*
   return unavailable("parareal_correct_");
 }
 
+Status cuda_exit_decide(const ExitDecideArgs&, void*, void*) { return unavailable("exit_decide"); }
+
+Status cuda_exit_compact(const ExitCompactArgs&, void*) { return unavailable("exit_compact_"); }
+
 }  // namespace sidestep

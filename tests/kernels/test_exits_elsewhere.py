@@ -78,3 +78,11 @@ def test_rows_move_in_128_bits(compiled: dict[str, Any], name: str, moves: int) 
 def test_on_a_gpu(backends: str) -> None:
     files = [*SHARED_TESTS, "test_exits_operator.py", "gpu_exits.py"]
     run_tests_on_a_gpu(*files, backends=backends)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine")
+def test_decisions_and_moves_in_cuda_cpp_on_a_gpu() -> None:
+    """`exit_score` is not written in CUDA C++."""
+    chosen = "decision or moves or groups or place or graph or streams"
+    run_tests_on_a_gpu(*SHARED_TESTS, "gpu_exits.py", "-k", chosen, backends="native")

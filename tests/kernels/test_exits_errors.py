@@ -236,7 +236,7 @@ def test_wrong_moves_are_refused(
     change(arguments)
     if checks_values(backend, device):
         assert_refused(kernels.exit_compact_, tuple(arguments), ValueError, sentence)
-    elif backend == "triton":  # nothing moves to where no row is
+    elif backend != "reference":  # nothing moves to where no row is
         kernels.exit_compact_(*arguments)
         for tensor in arguments[:2]:
             assert tensor.isfinite().all() and surroundings_are_untouched(tensor)

@@ -25,6 +25,7 @@ PLAIN = [
     SHIM / "fibres.cpp",
     SHIM / "replay.cpp",
     ROOT / "csrc/core/status.cpp",
+    ROOT / "csrc/kernels/exit_compact_check.cpp",
     ROOT / "csrc/kernels/ranges.cpp",
     ROOT / "csrc/kernels/solver_step_check.cpp",
     ROOT / "csrc/kernels/parareal_check.cpp",
@@ -34,6 +35,15 @@ OPTIONS = [
     *(f"-I{folder}" for folder in (SHIM, ROOT / "csrc", ROOT / "csrc/include")),
 ]
 SANITIZERS = ("address,undefined", "thread")
+
+
+def toolkit() -> Path | None:
+    """Finds the CUDA toolkit as csrc/cuda.cmake does."""
+    places = (os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), "/usr/local/cuda")
+    for place in places:
+        if place and (Path(place) / "include/cuda_runtime.h").exists():
+            return Path(place)
+    return None
 
 
 @functools.cache
@@ -83,23 +93,23 @@ class Programs:
     planted: Path
 
 
-def build(plain: dict[str, Path], folder: Path, sanitizer: str) -> Programs:
+def build(plain: list[Path], folder: Path, sanitizer: str) -> Programs:
     """Compiles the kernels and the planted ones with a sanitizer, on top of the plain objects."""
     options = ("-O1", "-g1", f"-fsanitize={sanitizer}")
     kernels = [compiled(folder, source, *options) for source in KERNELS]
     planted = compiled(folder, SHIM / "planted.cu", *options)
-    runtime = [plain["fibres.cpp"], plain["status.cpp"]]
+    runtime = [o for o in plain if o.name in ("fibres.cpp.o", "status.cpp.o")]
     return Programs(
-        linked(folder / "replay", sanitizer, [*kernels, *plain.values()]),
+        linked(folder / "replay", sanitizer, [*kernels, *plain]),
         linked(folder / "planted", sanitizer, [planted, *runtime]),
     )
 
 
-def build_plain(folder: Path) -> dict[str, Path]:
-    """Compiles what is not a kernel; skips where there is no g++."""
+def build_plain(folder: Path, sources: list[Path]) -> list[Path]:
+    """Compiles what is not instrumented; skips where there is no g++."""
     if shutil.which("g++") is None:
         pytest.skip("g++ is not installed")
-    return {source.name: compiled(folder, source, "-O1") for source in PLAIN}
+    return [compiled(folder, source, "-O1") for source in sources]
 
 
 @dataclass
@@ -163,3 +173,26 @@ def parareal_calls(problem: parareal.Problem, shifted: bool = False) -> list[Cal
         Call(1, (rows, registers + 1, dim), [p.gram], [p.new, p.old], shifted),
         Call(2, (rows, registers, dim), [p.boundary, p.residual], correct, shifted),
     ]
+
+
+def decide_call(
+    score: np.ndarray, limit: np.ndarray, group: np.ndarray | None, shifted: bool = False
+) -> Call:
+    """`exit_decide`; it writes order [rows] and kept [1]."""
+    rows = len(score)
+    written = [np.full(rows, -9), np.full(1, -9)]
+    return Call(3, (rows,), written, [score, limit, group], shifted)
+
+
+def compact_call(
+    hidden: np.ndarray,  # [rows, ...]
+    out: np.ndarray,  # [places, ...] of the same dtype
+    order: np.ndarray,  # [rows] int64
+    kept: int,
+    place: np.ndarray,  # [rows] int64
+    shifted: bool = False,
+) -> Call:
+    """`exit_compact_` on those arrays."""
+    row_bytes = hidden[:1].nbytes if len(hidden) else 0
+    sizes = (len(hidden), len(out), row_bytes)
+    return Call(4, sizes, [hidden, out], [order, np.array([kept]), place], shifted)

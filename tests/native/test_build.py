@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from cuda_calls import toolkit
 
 from sidestep import _native
 
@@ -31,19 +32,10 @@ def tool(name: str) -> str:
 def output(*command: str | Path, **environment: str) -> str:
     """Runs a command that must succeed and returns its stdout."""
     done = subprocess.run(
-        command, capture_output=True, text=True, timeout=120, env={**os.environ, **environment}
+        command, capture_output=True, text=True, timeout=300, env={**os.environ, **environment}
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
-
-
-def toolkit() -> Path | None:
-    """Finds the CUDA toolkit as csrc/cuda.cmake does."""
-    places = (os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), "/usr/local/cuda")
-    for place in places:
-        if place and (Path(place) / "include/cuda_runtime.h").exists():
-            return Path(place)
-    return None
 
 
 def test_build_info() -> None:
@@ -114,6 +106,36 @@ def test_cuda_that_cannot_be_built_fails_loudly(choice: str, sentence: str) -> N
     assert sentence in re.sub(r"\s+", " ", done.stderr)
 
 
+SOURCES = sorted((ROOT / "csrc/kernels/cuda").glob("*.cu"))
+
+
+@pytest.mark.parametrize("source", SOURCES, ids=lambda source: source.stem)
+def test_nvcc_neither_warns_nor_spills(source: Path, tmp_path: Path) -> None:
+    """For every architecture at once, in the words of ptxas."""
+    root = toolkit()
+    if root is None:
+        pytest.skip("no CUDA toolkit in CUDA_HOME, CUDA_PATH or /usr/local/cuda")
+    known = set(output(root / "bin/nvcc", "--list-gpu-code").split()) & ARCHITECTURES
+    architectures = [f"-gencode=arch=compute_{name[3:]},code={name}" for name in sorted(known)]
+    options = ["-std=c++17", "-O3", "--fmad=false", "-Xcompiler=-Wall,-Wextra"]
+    options += ["-Werror=all-warnings", "-Xptxas=-v", "-fatbin", *architectures]
+    includes = [f"-I{ROOT / 'csrc'}", f"-I{ROOT / 'csrc/include'}"]
+    command = [root / "bin/nvcc", *options, *includes, source, "-o", tmp_path / "fatbin"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    pattern = (
+        r"Compiling entry function '(\w+)' for '(sm_\d+)'\n.*\n *"
+        r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads"
+    )
+    kernels = re.findall(pattern, done.stdout + done.stderr)
+    text = source.read_text()
+    expected = sum(count for name, count in KERNELS.items() if f"    {name}(" in text)
+    assert {sm for _, sm, *_ in kernels} == known and len(known) >= 2
+    assert len(kernels) == expected * len(known) > 0
+    for name, sm, *numbers in kernels:
+        assert numbers == ["0", "0", "0"], (name, sm)
+
+
 @pytest.fixture(scope="module")
 def machine_code(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """The files that hold the GPU's machine code: the extension, or one architecture built now."""
@@ -125,7 +147,7 @@ def machine_code(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     options = ["-std=c++17", "-O3", "--fmad=false", "-cubin", "-arch=sm_80", "-Werror=all-warnings"]
     includes = [f"-I{ROOT / 'csrc'}", f"-I{ROOT / 'csrc/include'}"]
     built = []
-    for source in sorted((ROOT / "csrc/kernels/cuda").glob("*.cu")):
+    for source in SOURCES:
         cubin = tmp_path_factory.mktemp("cuda") / f"{source.stem}.sm_80.cubin"
         output(root / "bin/nvcc", *options, *includes, source, "-o", cubin)
         built.append(cubin)
@@ -146,13 +168,16 @@ def cuobjdump() -> str:
     pytest.skip("no cuobjdump in the CUDA toolkit or in Triton's wheel")
 
 
-# Kernels of each source: the fused step in 6 R and 3 dtypes; gram in 7 V, correction in 6 R.
+# Kernels of each source: the fused step in 6 R and 3 dtypes; gram in 7 V, correction in 6 R; moves
+# in pieces of 16, 4, 2 and 1 bytes.
 KERNELS = {
     "solver_step_kernel": 18,
     "difference_gram_kernel": 7,
     "parareal_correct_kernel": 6,
     "finish_gram_kernel": 1,
     "finish_residual_kernel": 1,
+    "exit_decide_kernel": 1,
+    "exit_compact_kernel": 4,
 }
 
 
@@ -194,7 +219,7 @@ def test_gpu_kernels_move_16_bytes_at_a_time(machine_code: list[Path], cuobjdump
         wide_stores = len(re.findall(r"STG\.E\.128", body))
         if "finish_" not in name:
             assert "FFMA R" not in re.sub(r"FFMA R\d+, RZ", "", body), name
-            size = int(re.search(r"Li(\d)E", name).group(1))
+        size = next(map(int, re.findall(r"Li(\d)E", name)), 0)  # R or V
         if "solver_step_kernel" in name:
             pieces = 1 if "solver_step_kernelIf" in name else 2  # of one thread's fp32 elements
             # registers and noise in `pieces` loads each; three branches in one each
@@ -205,3 +230,6 @@ def test_gpu_kernels_move_16_bytes_at_a_time(machine_code: list[Path], cuobjdump
         elif "parareal_correct_kernel" in name:
             # fine, register 0 before, new and old, each read once; boundary written once
             assert (wide_loads, wide_stores) == (size + 1 + 2 * (size + 1), size), name
+        elif "exit_compact_kernelI5uint4E" in name:
+            # four pieces of a row that leaves and four of the one that fills its place
+            assert (wide_loads, wide_stores) == (8, 8), name

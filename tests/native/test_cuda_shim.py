@@ -13,7 +13,10 @@ import native_parareal_problems as parareal
 import native_problems as steps
 import numpy as np
 import pytest
-from cuda_calls import Programs, parareal_calls, replay, run, step_call
+import torch
+from cuda_calls import Programs, compact_call, decide_call, parareal_calls, replay, run, step_call
+
+from sidestep.kernels import reference
 
 DTYPES = (steps.FLOAT32, steps.FLOAT16, steps.BFLOAT16)
 # One chunk of 2048 elements and several; 16-byte accesses (2056) and single elements.
@@ -23,7 +26,7 @@ DIMS = (0, 1, 129, 2056, 4231)
 @pytest.fixture(scope="module")
 def builds(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Programs]:
     """The kernels and the planted ones under each sanitizer."""
-    plain = cuda_calls.build_plain(tmp_path_factory.mktemp("plain"))
+    plain = cuda_calls.build_plain(tmp_path_factory.mktemp("plain"), cuda_calls.PLAIN)
     return {
         sanitizer: cuda_calls.build(plain, tmp_path_factory.mktemp("sanitized"), sanitizer)
         for sanitizer in cuda_calls.SANITIZERS
@@ -80,6 +83,69 @@ def test_parareal_equals_transcription(programs: Programs, tmp_path: Path) -> No
     np.testing.assert_allclose(gram[..., 0], expected, rtol=steps.STATS_RTOL)
 
 
+def test_exit_decide_equals_reference(programs: Programs, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    calls = []
+    for n, kind in itertools.product((0, 1, 2, 33, 256, 257, 1100), ("alone", "pairs", "any")):
+        score, limit = rng.random((2, n), dtype=np.float32)
+        score[::7] = np.nan  # stays
+        pairs = np.arange(n) % max(n // 2, 1)
+        group = {"alone": None, "pairs": pairs, "any": rng.integers(0, max(n, 1), n)}[kind]
+        calls.append(decide_call(score, limit, group, n % 2 == 1))
+    none, all_of_them = np.full(40, 2, np.float32), np.zeros(40, np.float32)
+    calls += [decide_call(score, all_of_them + 1, None) for score in (none, all_of_them)]
+    replay(programs, calls, tmp_path)
+    for call in calls:
+        tensors = [None if array is None else torch.from_numpy(array) for array in call.read]
+        expected = reference.exit_decide(*tensors)
+        for got, wanted in zip(call.written, expected, strict=True):
+            assert np.array_equal(got, wanted.numpy())
+
+
+def test_exit_compact_equals_reference(programs: Programs, tmp_path: Path) -> None:
+    rng = np.random.default_rng(1)
+    calls, expected = [], []
+    # Single elements of either size, 16 bytes at a time, several blocks a row, and nothing.
+    shapes = ((1,), (3, 43), (2, 4096), (4231,), (5, 0), ())
+    for shape, dtype, n in itertools.product(shapes, (np.float32, np.float16), (0, 1, 6, 9)):
+        hidden, out = (rng.standard_normal((m, *shape)).astype(dtype) for m in (n, n + 2))
+        score, limit = torch.rand(2, n, generator=torch.Generator().manual_seed(n))
+        order, kept = reference.exit_decide(score, limit)
+        place = rng.permutation(n + 2)[:n]
+        tensors = [torch.from_numpy(array.copy()) for array in (hidden, out)]
+        reference.exit_compact_(*tensors, order, kept, torch.from_numpy(place))
+        expected.append((*tensors, int(kept), hidden.copy()))
+        calls.append(compact_call(hidden, out, order.numpy(), int(kept), place, n == 9))
+    replay(programs, calls, tmp_path)
+    for call, (hidden, out, kept, before) in zip(calls, expected, strict=True):
+        assert call.written[0][:kept].tobytes() == hidden[:kept].numpy().tobytes()
+        assert call.written[0][kept:].tobytes() == before[kept:].tobytes()
+        assert call.written[1].tobytes() == out.numpy().tobytes()
+
+
+def test_exit_rows_out_of_range_are_not_moved(programs: Programs, tmp_path: Path) -> None:
+    rng = np.random.default_rng(2)
+    score, limit = np.zeros(6, np.float32), np.ones(6, np.float32)
+    decide = decide_call(score, limit, np.array([0, 1, -1, 3, 6, 2**40]))
+    hidden = rng.integers(0, 256, (6, 131), dtype=np.uint8)  # bytes one by one
+    out = rng.integers(0, 256, (4, 131), dtype=np.uint8)
+    before = hidden.copy(), out.copy()
+    # Rows 1, 2, 9 and 4 leave; 2 has no place, 1 is filled by 5, 4 is no hole.
+    order, place = np.array([0, 5, 1, 2, 9, 4]), np.array([-1, 3, 4, -1, 0, -1])
+    compact = compact_call(hidden, out, order, 2, place)
+    # Everything that a kernel reads of rows is NaN's own bytes, or numbers far from any array.
+    far = compact_call(hidden.copy(), out.copy(), np.full(6, 2**62), -(2**62), np.full(6, -(2**62)))
+    replay(programs, [decide, compact, far], tmp_path)
+    assert decide.written[0].tolist() == [4, 5, 2, 0, 1, 3]
+    assert decide.written[1].tolist() == [3]
+    expected_hidden, expected_out = before[0].copy(), before[1].copy()
+    expected_hidden[1] = before[0][5]
+    expected_out[3], expected_out[0] = before[0][1], before[0][4]
+    assert np.array_equal(compact.written[0], expected_hidden)
+    assert np.array_equal(compact.written[1], expected_out)
+    assert np.array_equal(far.written[0], before[0]) and np.array_equal(far.written[1], before[1])
+
+
 def test_a_row_does_not_depend_on_the_others(programs: Programs, tmp_path: Path) -> None:
     together = steps.random_problem(5, dim=2056, registers=3, branches=2, rows=3, noise=True)
     alone = []
@@ -112,7 +178,10 @@ def test_captured_calls_equal_eager_ones(programs: Programs, tmp_path: Path) -> 
     for mode in ((), ("graph",)):
         problem = steps.random_problem(1, dim=2056, registers=3, branches=2, dtype=steps.FLOAT16)
         blocks = [parareal.random_problem(2, dim=dim) for dim in (0, 2056)]
-        calls = [step_call(problem), *itertools.chain(*map(parareal_calls, blocks))]
+        score, limit, hidden, out = np.random.default_rng(3).random((4, 5), dtype=np.float32)
+        order, place = np.array([0, 4, 2, 1, 3]), np.arange(5)
+        exits = [decide_call(score, limit, None), compact_call(hidden, out, order, 3, place)]
+        calls = [step_call(problem), *itertools.chain(*map(parareal_calls, blocks)), *exits]
         replay(programs, calls, tmp_path, *mode)
         written = (array for call in calls for array in call.written)
         results.append([array.tobytes() for array in written if array is not None])

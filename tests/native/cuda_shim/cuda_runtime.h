@@ -4,6 +4,7 @@
 
 #include <cmath>
 #include <cstdint>
+#include <cstdlib>
 #include <cstring>
 #include <functional>
 #include <tuple>
@@ -92,6 +93,12 @@ V __shfl_down_sync(unsigned int mask, V value, unsigned int delta) {
   return cuda_shim::shuffled(mask, value, source < 32 ? source : lane);
 }
 template <typename V>
+V __shfl_up_sync(unsigned int mask, V value, unsigned int delta) {
+  const int lane = cuda_shim::lane();
+  const int source = lane - static_cast<int>(delta);
+  return cuda_shim::shuffled(mask, value, source >= 0 ? source : lane);
+}
+template <typename V>
 V __shfl_xor_sync(unsigned int mask, V value, int bits) {
   return cuda_shim::shuffled(mask, value, cuda_shim::lane() ^ bits);
 }
@@ -105,6 +112,20 @@ inline unsigned int atomicAdd(unsigned int* address, unsigned int value) {
 
 // ---- outside ----
 
+enum cudaMemcpyKind { cudaMemcpyHostToDevice = 1, cudaMemcpyDeviceToHost = 2 };
+
+inline cudaError_t cudaMalloc(void** memory, size_t bytes) {
+  *memory = std::malloc(bytes);
+  return cudaSuccess;
+}
+inline cudaError_t cudaFree(void* memory) {
+  std::free(memory);
+  return cudaSuccess;
+}
+inline cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind,
+                                   cudaStream_t stream) {
+  return cuda_shim::enqueue(stream, [=] { std::memcpy(to, from, bytes); });
+}
 inline cudaError_t cudaMemsetAsync(void* to, int value, size_t bytes, cudaStream_t stream) {
   return cuda_shim::enqueue(stream, [=] { std::memset(to, value, bytes); });
 }

@@ -10,6 +10,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <deque>
+#include <mutex>
 #include <thread>
 #include <vector>
 
@@ -168,6 +169,7 @@ void run_block(Block& block) {
 
 // Fibres are made once: ThreadSanitizer takes long to make a history.
 std::deque<Fibre> g_fibres;
+std::mutex g_device;  // runs one grid at a time
 
 Fibre* fibre_at(size_t index) {
   while (g_fibres.size() <= index) {
@@ -212,6 +214,7 @@ int lane() {
 }
 
 void run_grid(Index3 blocks, Index3 threads, const std::function<void()>& thread) {
+  const std::lock_guard<std::mutex> lock(g_device);
   const unsigned int count = blocks.x * blocks.y * blocks.z;
   const unsigned int width = threads.x * threads.y * threads.z;
   const bool at_once = __tsan_create_fiber != nullptr;

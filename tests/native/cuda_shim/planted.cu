@@ -91,14 +91,15 @@ Status capture(unsigned int* count) {
   cudaStream_t stream = nullptr;
   cudaGraph_t graph = nullptr;
   cudaGraphExec_t executable = nullptr;
-  cudaStreamCreate(&stream);
+  cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking);
   cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal);
   Status status = launch("capture", count_kernel<false>, 5, kThreads, stream, count);
   if (Planted) cudaStreamSynchronize(stream);
   const cudaError_t error = cudaStreamEndCapture(stream, &graph);
   if (error == cudaSuccess) {
-    cudaGraphInstantiate(&executable, graph, 0);
+    cudaGraphInstantiateWithFlags(&executable, graph, 0);
     for (int i = 0; i < 2; ++i) cudaGraphLaunch(executable, stream);
+    cudaStreamSynchronize(stream);
     cudaGraphExecDestroy(executable);
     cudaGraphDestroy(graph);
   } else {

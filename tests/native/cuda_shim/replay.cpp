@@ -77,13 +77,13 @@ class Call {
     cudaStream_t stream = nullptr;
     cudaGraph_t graph = nullptr;
     cudaGraphExec_t executable = nullptr;
-    check(cudaStreamCreate(&stream));
+    check(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
     if (graph_) check(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal));
     const sidestep::Status status = launch(args, workspace, stream);
     if (!status.ok()) stop(status.message());
     if (graph_) {
       check(cudaStreamEndCapture(stream, &graph));
-      check(cudaGraphInstantiate(&executable, graph, 0));
+      check(cudaGraphInstantiateWithFlags(&executable, graph, 0));
       check(cudaGraphDestroy(graph));
       std::memset(&args, 0xff, sizeof(args));
       check(cudaGraphLaunch(executable, stream));
@@ -157,6 +157,35 @@ void parareal_correct(Call& call) {
   call.run(sidestep::cuda_parareal_correct, args, call.workspace(bytes, 0xff));
 }
 
+void exit_decide(Call& call) {
+  sidestep::ExitDecideArgs args{};
+  args.rows = call.number();
+  args.order = call.written<int64_t>();
+  args.kept = call.written<int64_t>();
+  args.score = call.array<float>();
+  args.limit = call.array<float>();
+  args.group = call.array<int64_t>();
+  char* workspace = call.workspace(sidestep::cuda_exit_decide_workspace(args.rows), 0xff);
+  call.run(sidestep::cuda_exit_decide, args, workspace);
+}
+
+sidestep::Status compact(const sidestep::ExitCompactArgs& args, void*, void* stream) {
+  return sidestep::cuda_exit_compact(args, stream);
+}
+
+void exit_compact(Call& call) {
+  sidestep::ExitCompactArgs args{};
+  args.rows = call.number();
+  args.places = call.number();
+  args.row_bytes = call.number();
+  args.hidden = call.written<void>();
+  args.out = call.written<void>();
+  args.order = call.array<int64_t>();
+  args.kept = call.array<int64_t>();
+  args.place = call.array<int64_t>();
+  call.run(compact, args, nullptr);
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -165,7 +194,8 @@ int main(int argc, char** argv) {
   FILE* results = std::fopen(argv[2], "wb");
   if (calls == nullptr || results == nullptr) stop("cannot open CALLS or RESULTS");
   using Operation = void (*)(Call&);
-  constexpr Operation kOperations[] = {solver_step, difference_gram, parareal_correct};
+  constexpr Operation kOperations[] = {solver_step, difference_gram, parareal_correct, exit_decide,
+                                       exit_compact};
   int64_t operation = 0;
   while (std::fread(&operation, sizeof(operation), 1, calls) == 1) {
     Call call(calls, results, argc > 3);

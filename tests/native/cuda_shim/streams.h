@@ -1,7 +1,10 @@
-// Streams and graphs: a stream runs what it is given at once, or records it while it captures.
+// Streams, events and graphs: a stream runs what it is given at once, or records it while it
+// captures. What was launched counts as running until somebody has waited for it.
 #pragma once
 
+#include <atomic>
 #include <functional>
+#include <memory>
 #include <utility>
 #include <vector>
 
@@ -19,15 +22,28 @@ struct CUgraph_st {
 };
 struct CUgraphExec_st {
   std::vector<std::function<void()>> nodes;
+  std::shared_ptr<std::atomic<bool>> running;  // of its last launch
 };
 struct CUstream_st {
   CUgraph_st* capture = nullptr;
   bool invalidated = false;
+  std::vector<std::shared_ptr<std::atomic<bool>>> running;
+};
+struct CUevent_st {
+  std::vector<std::shared_ptr<std::atomic<bool>>> after;
 };
 using cudaStream_t = CUstream_st*;
+using cudaEvent_t = CUevent_st*;
 using cudaGraph_t = CUgraph_st*;
 using cudaGraphExec_t = CUgraphExec_st*;
 enum cudaStreamCaptureMode { cudaStreamCaptureModeThreadLocal = 1 };
+enum cudaStreamCaptureStatus {
+  cudaStreamCaptureStatusNone = 0,
+  cudaStreamCaptureStatusActive = 1,
+  cudaStreamCaptureStatusInvalidated = 2,
+};
+constexpr unsigned int cudaEventDisableTiming = 2;
+constexpr unsigned int cudaStreamNonBlocking = 1;
 
 namespace cuda_shim {
 
@@ -38,10 +54,17 @@ inline cudaError_t failed(cudaError_t error) { return last_error = error; }
 inline cudaError_t enqueue(cudaStream_t stream, std::function<void()> work) {
   if (stream == nullptr || stream->capture == nullptr) {
     work();
+  } else if (stream->invalidated) {
+    return failed(cudaErrorStreamCaptureInvalidated);
   } else {
     stream->capture->nodes.push_back(std::move(work));
   }
   return cudaSuccess;
+}
+
+inline void wait_for(std::vector<std::shared_ptr<std::atomic<bool>>>* launches) {
+  for (const auto& running : *launches) *running = false;
+  launches->clear();
 }
 
 }  // namespace cuda_shim
@@ -66,7 +89,12 @@ inline const char* cudaGetErrorString(cudaError_t error) {
 
 inline cudaError_t cudaGetLastError() { return std::exchange(cuda_shim::last_error, cudaSuccess); }
 
-inline cudaError_t cudaStreamCreate(cudaStream_t* stream) {
+inline cudaError_t cudaGetDevice(int* device) {
+  *device = 0;
+  return cudaSuccess;
+}
+
+inline cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned int) {
   *stream = new CUstream_st;
   return cudaSuccess;
 }
@@ -78,9 +106,38 @@ inline cudaError_t cudaStreamDestroy(cudaStream_t stream) {
 
 // Waiting for work that only records is an error, and ends the capture without a graph.
 inline cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
-  if (stream == nullptr || stream->capture == nullptr) return cudaSuccess;
+  if (stream == nullptr) return cudaSuccess;
+  if (stream->capture == nullptr) {
+    cuda_shim::wait_for(&stream->running);
+    return cudaSuccess;
+  }
   stream->invalidated = true;
   return cuda_shim::failed(cudaErrorStreamCaptureUnsupported);
+}
+
+inline cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned int) {
+  *event = new CUevent_st;
+  return cudaSuccess;
+}
+inline cudaError_t cudaEventDestroy(cudaEvent_t event) {
+  delete event;
+  return cudaSuccess;
+}
+inline cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
+  event->after = stream->running;
+  return cudaSuccess;
+}
+inline cudaError_t cudaEventSynchronize(cudaEvent_t event) {
+  cuda_shim::wait_for(&event->after);
+  return cudaSuccess;
+}
+
+inline cudaError_t cudaStreamIsCapturing(cudaStream_t stream, cudaStreamCaptureStatus* status) {
+  *status = cudaStreamCaptureStatusNone;
+  if (stream == nullptr || stream->capture == nullptr) return cudaSuccess;
+  *status =
+      stream->invalidated ? cudaStreamCaptureStatusInvalidated : cudaStreamCaptureStatusActive;
+  return cudaSuccess;
 }
 
 inline cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode) {
@@ -104,22 +161,27 @@ inline cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t* graph)
   return cudaSuccess;
 }
 
-inline cudaError_t cudaGraphInstantiate(cudaGraphExec_t* executable, cudaGraph_t graph,
-                                        unsigned long long = 0) {
+inline cudaError_t cudaGraphInstantiateWithFlags(cudaGraphExec_t* executable, cudaGraph_t graph,
+                                                 unsigned long long) {
   if (graph == nullptr) return cuda_shim::failed(cudaErrorInvalidValue);
-  *executable = new CUgraphExec_st{graph->nodes};
+  *executable = new CUgraphExec_st{graph->nodes, std::make_shared<std::atomic<bool>>(false)};
   return cudaSuccess;
 }
 inline cudaError_t cudaGraphLaunch(cudaGraphExec_t executable, cudaStream_t stream) {
   if (executable == nullptr) return cuda_shim::failed(cudaErrorInvalidValue);
   for (const auto& node : executable->nodes) cuda_shim::enqueue(stream, node);
+  if (stream == nullptr) return cudaSuccess;
+  executable->running = std::make_shared<std::atomic<bool>>(true);
+  stream->running.push_back(executable->running);
   return cudaSuccess;
 }
 inline cudaError_t cudaGraphDestroy(cudaGraph_t graph) {
   delete graph;
   return cudaSuccess;
 }
+// CUDA does not say what becomes of a graph that still runs: here it is an error.
 inline cudaError_t cudaGraphExecDestroy(cudaGraphExec_t executable) {
+  if (*executable->running) return cuda_shim::failed(cudaErrorIllegalState);
   delete executable;
   return cudaSuccess;
 }
