@@ -6,6 +6,7 @@ set(config_dir "${CMAKE_INSTALL_LIBDIR}/cmake/sidestep")
 install(TARGETS sidestep EXPORT sidestepTargets
   LIBRARY DESTINATION ${CMAKE_INSTALL_LIBDIR} ARCHIVE DESTINATION ${CMAKE_INSTALL_LIBDIR})
 install(FILES
+  csrc/include/sidestep/graphs.h
   csrc/include/sidestep/parareal.h
   csrc/include/sidestep/scheduler.h
   csrc/include/sidestep/sidestep.h

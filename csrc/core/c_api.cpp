@@ -8,15 +8,6 @@
 #include "kernels/launch.h"
 #include "sidestep/sidestep.h"
 
-namespace sidestep {
-
-std::string& last_error() {
-  thread_local std::string error;
-  return error;
-}
-
-}  // namespace sidestep
-
 using sidestep::guarded;
 
 extern "C" {
@@ -59,8 +50,6 @@ int64_t sidestep_cuda_difference_gram_workspace(int64_t rows, int64_t dim, int32
 int64_t sidestep_cuda_parareal_correct_workspace(int64_t rows, int64_t dim) {
   return sidestep::cuda_parareal_correct_workspace(rows, dim);
 }
-
-const char* sidestep_error(void) { return sidestep::last_error().c_str(); }
 
 int32_t sidestep_abi_version(void) { return SIDESTEP_ABI_VERSION; }
 
