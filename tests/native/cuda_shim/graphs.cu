@@ -1,57 +1,11 @@
 // The graph executor at work: graphs NAME runs one of the scenarios below and says what fails.
 // tests/native/test_graphs.py runs it on the CPU under sanitizers, and on a GPU.
-#include <memory>
 #include <string>
 #include <thread>
 
-#include "sidestep/scheduler.h"
-#include "ticks.cuh"
+#include "graphs.cuh"
 
 namespace {
-
-int g_failures = 0;
-
-void expect(bool condition, const std::string& what) {
-  if (condition) return;
-  std::fprintf(stderr, "failed: %s\n", what.c_str());
-  ++g_failures;
-}
-
-// No kind is forgotten before `kept` others.
-struct Graphs {
-  sidestep_graphs* handle = nullptr;
-
-  explicit Graphs(int64_t kept) {
-    const sidestep_graphs_options options{kept};
-    succeed(sidestep_graphs_create(&options, &handle));
-  }
-  Graphs(const Graphs&) = delete;
-  ~Graphs() { sidestep_graphs_destroy(handle); }
-
-  sidestep_status run(const sidestep_tick& tick, const Stream& stream) const {
-    return sidestep_graphs_run(handle, &tick, stream.handle);
-  }
-  sidestep_graphs_counts counts() const {
-    sidestep_graphs_counts counts{};
-    succeed(sidestep_graphs_count(handle, &counts));
-    return counts;
-  }
-  void expect_counts(const char* when, int64_t kept, int64_t enqueued, int64_t captured,
-                     int64_t replayed, int64_t dropped) const {
-    const sidestep_graphs_counts c = counts();
-    const bool equal = c.kept == kept && c.enqueued == enqueued && c.captured == captured &&
-                       c.replayed == replayed && c.dropped == dropped;
-    expect(equal, std::string(when) + ": kept " + std::to_string(c.kept) + ", enqueued " +
-                      std::to_string(c.enqueued) + ", captured " + std::to_string(c.captured) +
-                      ", replayed " + std::to_string(c.replayed) + ", dropped " +
-                      std::to_string(c.dropped));
-  }
-};
-
-template <typename T>
-bool same_bits(const std::vector<T>& a, const std::vector<T>& b) {
-  return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(T)) == 0;
-}
 
 // A trajectory with graphs is the same bits as without, in ticks of m steps.
 void equal() {
@@ -61,6 +15,7 @@ void equal() {
       sizes.chain = chain;
       sizes.dtype = dtype;
       sizes.dim = 131 + 2000 * dtype;  // one chunk and several
+      sizes.steps = 9;
       const Stream stream;
       Ticks eager(sizes, stream);
       Ticks graphed(sizes, stream);
@@ -150,35 +105,43 @@ void forget() {
   graphs.expect_counts("from the beginning", 1, 2, 2, 3, 0);
 }
 
-// Whatever of a tick is another makes another kind.
-void keys() {
+// Ticks that differ in one thing each.
+struct Kinds {
   const Stream stream;
-  Sizes sizes;
-  sizes.chain = 2;
-  Ticks ticks(sizes, stream);
-  Ticks others(sizes, stream);
-  const Graphs graphs(100);
+  Ticks ticks;
+  Ticks others;
+  const Graphs graphs{100};
   sidestep_tensor tensors[2] = {};
-  tensors[0].data = &ticks;
-  tensors[0].num_dims = 2;
-  const auto tick = [&] {
+  int64_t count = 0;
+
+  explicit Kinds(const Sizes& sizes) : ticks(sizes, stream), others(sizes, stream) {
+    tensors[0].data = &ticks;
+    tensors[0].num_dims = 2;
+    run("the first", tick());
+  }
+  sidestep_tick tick() {
     sidestep_tick made = ticks.tick();
     made.tensors = tensors;
     made.num_tensors = 1;
     return made;
-  };
-  int64_t kinds = 0;
-  const auto run = [&](const char* what, const sidestep_tick& changed) {
+  }
+  void run(const char* what, const sidestep_tick& changed) {
     succeed(graphs.run(changed, stream));
-    expect(graphs.counts().kept == ++kinds, std::string(what) + " is another kind");
-  };
-  const sidestep_tick other = others.tick();
-  run("the first", tick());
-  sidestep_tick t = tick();
+    expect(graphs.counts().kept == ++count, std::string(what) + " is another kind");
+  }
+};
+
+// Whatever of a tick is another makes another kind.
+void keys() {
+  Sizes sizes;
+  sizes.chain = 2;
+  Kinds kinds(sizes);
+  const sidestep_tick other = kinds.others.tick();
+  sidestep_tick t{};
 #define CHANGED(name, value) \
-  t = tick();                \
+  t = kinds.tick();          \
   t.name = value;            \
-  run(#name, t)
+  kinds.run(#name, t)
   CHANGED(args.registers, other.args.registers);
   CHANGED(args.outputs[1], other.args.outputs[1]);
   CHANGED(args.weights, other.args.weights);
@@ -202,19 +165,24 @@ void keys() {
   CHANGED(plan, 1);
   CHANGED(chain, 1);
 #undef CHANGED
-#define CHANGED(name, value) \
-  tensors[0].name = value;   \
-  run("a tensor's " #name, tick())
-  CHANGED(data, &others);
+  kinds.graphs.expect_counts("kinds", kinds.count, kinds.count, 0, 0, 0);
+}
+
+// So does a tensor of the model call.
+void tensor_keys() {
+  Kinds kinds(Sizes{});
+#define CHANGED(name, value)     \
+  kinds.tensors[0].name = value; \
+  kinds.run(#name, kinds.tick())
+  CHANGED(data, &kinds.others);
   CHANGED(shape[1], 5);
   CHANGED(strides[0], 5);
   CHANGED(dtype, 1);
   CHANGED(num_dims, 1);
 #undef CHANGED
-  tensors[0].shape[1] = 6;  // a dimension that it has no more
-  succeed(graphs.run(tick(), stream));
-  expect(graphs.counts().kept == kinds, "what is left of a shape does not count");
-  graphs.expect_counts("a second time", kinds, kinds, 1, 1, 0);
+  kinds.tensors[0].shape[1] = 6;  // a dimension that it has no more
+  succeed(kinds.graphs.run(kinds.tick(), kinds.stream));
+  kinds.graphs.expect_counts("a second time", kinds.count, kinds.count, 1, 1, 0);
 }
 
 // A capture that breaks off at the second model call.
@@ -334,145 +302,6 @@ void threads() {
   expect(same_bits(results[0], results[1]), "threads do not mix");
 }
 
-// One request alone, without graphs.
-std::vector<float> alone(const Sizes& of_all, uint32_t seed, int64_t steps, const Stream& stream) {
-  Sizes sizes = of_all;
-  sizes.rows = sizes.slots = 1;
-  Ticks ticks(sizes, stream);
-  ticks.registers.write(numbers(sizes.registers * sizes.dim, seed), stream);
-  sidestep_tick tick = ticks.tick();
-  tick.args.noise = nullptr;
-  const std::vector<float> weight(1, 0.75f);
-  const Array<float> weights(1);
-  weights.write(weight, stream);
-  tick.args.weights = weights.data();
-  for (int64_t k = 0; k < steps; ++k) {
-    ticks.place(k, stream);
-    succeed(sidestep_tick_enqueue(&tick, stream.handle));
-  }
-  return ticks.registers.read(stream);
-}
-
-// Requests of different lengths through the row scheduler, in buckets of 2 and 4 rows.
-class Host {
- public:
-  static constexpr int64_t kCapacity = 4;
-
-  explicit Host(const Sizes& sizes) : sizes_(sizes), graphs_(4), weights_(kCapacity) {
-    for (const int64_t bucket : kBuckets) {
-      Sizes of_bucket = sizes;
-      of_bucket.rows = bucket;
-      of_bucket.slots = kCapacity;
-      ticks_.push_back(std::make_unique<Ticks>(of_bucket, stream_));
-    }
-    weights_.write(std::vector<float>(kCapacity, 0.75f), stream_);
-    const sidestep_scheduler_options options{kCapacity, 16, kBuckets, 2};
-    succeed(sidestep_scheduler_create(&options, &scheduler_));
-  }
-  Host(const Host&) = delete;
-  ~Host() { sidestep_scheduler_destroy(scheduler_); }
-
-  void submit(int64_t steps) {
-    const sidestep_scheduler_request request{1, steps, 1, 0};
-    int64_t id = -1;
-    succeed(sidestep_scheduler_submit(scheduler_, &request, &id));
-    lengths_.push_back(steps);
-    results_.emplace_back();
-  }
-
-  // Until nothing needs the model.
-  void run() {
-    for (;;) {
-      admit();
-      sidestep_row rows[kCapacity];
-      sidestep_entry entries[kCapacity];
-      sidestep_batch batch{rows, entries, 0, 0, 0, 0};
-      succeed(sidestep_scheduler_next(scheduler_, &batch));
-      if (batch.size == 0) return;
-      take(batch);
-    }
-  }
-
-  const std::vector<float>& result(size_t id) const { return results_[id]; }
-  const Graphs& graphs() const { return graphs_; }
-  int64_t length(size_t id) const { return lengths_[id]; }
-
- private:
-  static constexpr int64_t kBuckets[] = {2, 4};
-
-  size_t state() const { return static_cast<size_t>(sizes_.registers * sizes_.dim); }
-  // Registers are those of the first bucket, for all of them.
-  const Array<float>& registers() const { return ticks_[0]->registers; }
-
-  void admit() {
-    sidestep_row rows[kCapacity];
-    int64_t count = 0;
-    succeed(sidestep_scheduler_admit(scheduler_, rows, &count));
-    for (int64_t i = 0; i < count; ++i) {
-      const auto seed = static_cast<uint32_t>(rows[i].request + 20);
-      registers().write(numbers(state(), seed), stream_, rows[i].slot * state());
-    }
-  }
-
-  void take(const sidestep_batch& batch) {
-    Ticks& ticks = *ticks_[batch.size == kBuckets[0] ? 0 : 1];
-    std::vector<int64_t> steps(batch.size, -1);  // nobody there
-    std::vector<int64_t> slots(batch.size, -1);
-    std::vector<int64_t> of_rows;
-    for (int64_t i = 0; i < batch.num_rows; ++i) {
-      steps[i] = batch.rows[i].step;
-      slots[i] = batch.rows[i].slot;
-      of_rows.push_back(batch.rows[i].slot);
-    }
-    ticks.step.write(steps, stream_);
-    ticks.slot.write(slots, stream_);
-    sidestep_tick tick = ticks.tick();
-    tick.args.registers = registers().data();
-    tick.args.noise = nullptr;
-    tick.args.weights = weights_.data();
-    succeed(graphs_.run(tick, stream_));
-    sidestep_row rows[kCapacity];
-    int64_t count = 0;
-    succeed(sidestep_scheduler_complete(scheduler_, batch.ticket, rows, &count));
-    const std::vector<uint8_t> compute(of_rows.size(), 1);
-    std::vector<int32_t> states(of_rows.size());
-    succeed(sidestep_scheduler_advance(scheduler_, of_rows.data(), compute.data(),
-                                       static_cast<int64_t>(of_rows.size()), states.data()));
-    const std::vector<float> all = registers().read(stream_);
-    for (size_t i = 0; i < states.size(); ++i) {
-      if (states[i] != SIDESTEP_ROW_LAST) continue;
-      const auto begin = all.begin() + static_cast<int64_t>(of_rows[i] * state());
-      results_[rows[i].request].assign(begin, begin + static_cast<int64_t>(state()));
-    }
-  }
-
-  const Sizes sizes_;
-  const Stream stream_;
-  const Graphs graphs_;
-  const Array<float> weights_;
-  std::vector<std::unique_ptr<Ticks>> ticks_;  // of each bucket
-  sidestep_scheduler* scheduler_ = nullptr;
-  std::vector<int64_t> lengths_;
-  std::vector<std::vector<float>> results_;
-};
-
-void rows() {
-  Sizes sizes;
-  sizes.branches = 1;
-  Host host(sizes);
-  for (const int64_t steps : {3, 7, 5, 4, 6, 2, 9}) host.submit(steps);
-  host.run();
-  const Stream stream;
-  for (size_t id = 0; id < 7; ++id) {
-    const auto seed = static_cast<uint32_t>(id + 20);
-    expect(same_bits(host.result(id), alone(sizes, seed, host.length(id), stream)),
-           "request " + std::to_string(id) + " is as it is alone");
-  }
-  const sidestep_graphs_counts counts = host.graphs().counts();
-  expect(counts.kept == 2 && counts.captured == 2 && counts.enqueued == 2 && counts.replayed > 4,
-         "a graph for each bucket");
-}
-
 struct Scenario {
   const char* name;
   void (*run)();
@@ -484,6 +313,7 @@ const Scenario kScenarios[] = {
     {"eviction", eviction},
     {"forget", forget},
     {"keys", keys},
+    {"tensor-keys", tensor_keys},
     {"returns", [] { broken(Fault::kReturns, "the callback returned 7"); }},
     {"throws", [] { broken(Fault::kThrows, "the callback threw: no such prompt"); }},
     {"waits", [] { broken(Fault::kWaits, "something in it is not permitted there: operation "); }},
