@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -51,8 +52,8 @@ class Sight:
         return (branches, rows) if list(self.rows) == rows * branches else None
 
 
-class Rule(Protocol):
-    """Who leaves where: one method of early exit.
+class Rule(ABC):
+    """Who leaves where: one method of early exit. What is not abstract is for those that need it.
 
     Attributes:
         joint: Whether all branches of a row leave together; a second model call of a step then
@@ -60,11 +61,10 @@ class Rule(Protocol):
         rests: What it goes on with in place of translators; None for nothing.
     """
 
-    joint: bool
+    joint: bool = True
+    rests: Rests | None = None
 
-    @property
-    def rests(self) -> Rests | None: ...
-
+    @abstractmethod
     def start(self, course: Course) -> None:
         """A trajectory begins, or more is known of it before its second step."""
 
@@ -75,14 +75,16 @@ class Rule(Protocol):
             course: What is left of the trajectory.
             steps: That were taken before.
         """
+        self.start(course)
 
+    @abstractmethod
     def leave(self, sight: Sight) -> Sequence[bool] | None:  # [n]
         """Which rows leave; None for none. What it costs them counts from `commit` on."""
 
-    def commit(self) -> None:
+    def commit(self) -> None:  # noqa: B027, nothing is kept
         """The model call has succeeded."""
 
-    def cancel(self) -> None:
+    def cancel(self) -> None:  # noqa: B027
         """A model call begins: what was not committed has not happened."""
 
 

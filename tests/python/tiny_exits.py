@@ -14,7 +14,7 @@ from torch import nn
 
 from sidestep.runtime.exits.file import Exits, Measured, save_exits
 from sidestep.runtime.exits.layouts import LAYOUTS
-from sidestep.runtime.exits.leaving import Sight
+from sidestep.runtime.exits.leaving import Rule, Sight
 from sidestep.runtime.exits.modules import (
     Probes,
     Translators,
@@ -92,13 +92,12 @@ def write_exits(model: Any, folder: Path, **changes: Any) -> Path:
 
 
 @dataclass
-class AsTold:
+class AsTold(Rule):
     """Rows leave where they are told: `exits[row]`, or all of them at `exits[step]` if by step."""
 
     exits: Sequence[int | None]
     by_step: bool = False
     joint: bool = True
-    rests: None = None
     starts: int = 0
 
     def start(self, course: Course) -> None:
@@ -113,10 +112,6 @@ class AsTold:
         if sight.rows is None:
             return None
         return [self.exits[row] == sight.exit for row in sight.rows]
-
-    def commit(self) -> None: ...
-
-    def cancel(self) -> None: ...
 
 
 class CountBlocks:

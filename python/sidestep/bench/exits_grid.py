@@ -8,13 +8,18 @@ from pathlib import Path
 
 from sidestep.runtime.exits.file import Exits, load_exits
 from sidestep.runtime.exits.layouts import Layout
-from sidestep.runtime.exits.leaving import Leaving, Sight
+from sidestep.runtime.exits.leaving import Leaving, Rule, Sight
 from sidestep.runtime.methods.adaptive import Adaptive
 from sidestep.runtime.methods.criterion import Course, Method
 from sidestep.runtime.methods.early_exit import EarlyExit
 
-EXCESS = ("static", "sample", "sample+adaptive")
-"""`EarlyExit` by mode; the last one with skipped steps from the same budget."""
+EXCESS: dict[str, tuple[str, Adaptive | bool | None]] = {
+    "static": ("static", None),
+    "static-exits": ("static", False),
+    "sample": ("sample", None),
+    "sample+adaptive": ("sample", Adaptive(mode="error-control")),
+}
+"""`EarlyExit`: mode and reuse."""
 
 FAMILIES = (
     *EXCESS, "fixed-exit", "fewer-steps", "adaptive", "first-block-cache", "oracle", "adadiff",
@@ -23,7 +28,7 @@ FAMILIES = (
 OVERHEAD = "overhead"
 """`EarlyExit` at a threshold of 0, by mode: measured where it is asked for by name."""
 
-BUDGETS = (0.0125, 0.025, 0.05, 0.1, 0.2)
+BUDGETS = (0.025, 0.05, 0.1, 0.2, 0.4)
 ADAPTIVE_FACTORS = (0.25, 0.35, 0.5, 1.0, 2.0)
 CACHE_THRESHOLDS = (0.05, 0.1, 0.2, 0.3, 0.5)
 UNCERTAINTIES = (0.04, 0.08, 0.12, 0.16, 0.24)
@@ -69,11 +74,8 @@ class Planned(EarlyExit):
         return Leaving(exits, layout, Told(self.plan))
 
 
-class Told:
+class Told(Rule):
     """Rows leave where the table says."""
-
-    joint = True
-    rests = None
 
     def __init__(self, plan: Sequence[Sequence[int]]) -> None:
         """Takes the table."""
@@ -93,12 +95,6 @@ class Told:
         rows = [0] * len(sight.hidden) if sight.rows is None else sight.rows
         return [self._plan[row % len(self._plan)][sight.step] == sight.exit for row in rows]
 
-    def commit(self) -> None:
-        """Nothing is kept."""
-
-    def cancel(self) -> None:
-        """Nothing is kept."""
-
 
 def policies(
     family: str, steps: int, exits: Path, thresholds: Sequence[float], faithful: Path | None
@@ -113,13 +109,13 @@ def policies(
         faithful: AdaDiff's exits file.
     """
     if family in EXCESS:
-        reuse = Adaptive(mode="error-control") if family == "sample+adaptive" else None
+        mode, reuse = EXCESS[family]
         return [
-            _set(family, t, EarlyExit(exits=exits, mode=family[:6], threshold=t, reuse=reuse))
+            _set(family, t, EarlyExit(exits=exits, mode=mode, threshold=t, reuse=reuse))
             for t in thresholds
         ]
     if family == OVERHEAD:
-        none = [EarlyExit(exits=exits, mode=mode, threshold=0) for mode in EXCESS[:2]]
+        none = [EarlyExit(exits=exits, mode=mode, threshold=0) for mode in ("static", "sample")]
         return [Policy(family=family, label=str(m.mode), threshold=0, method=m) for m in none]
     if family == "fixed-exit":
         return [

@@ -14,6 +14,7 @@ STYLES = {
     "full": ("#000000", "."),
     "overhead": ("#6b7280", ","),
     "static": ("#2563eb", "o"),
+    "static-exits": ("#0891b2", "<"),
     "sample": ("#7c3aed", "s"),
     "sample+adaptive": ("#db2777", "P"),
     "fixed-exit": ("#9ca3af", "v"),

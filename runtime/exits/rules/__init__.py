@@ -24,7 +24,13 @@ class Mode(Protocol):
     @property
     def THRESHOLD(self) -> float: ...
     def __call__(
-        self, exits: Exits, threshold: float, *, batch_mean: bool, branches_apart: bool
+        self,
+        exits: Exits,
+        threshold: float,
+        *,
+        batch_mean: bool,
+        branches_apart: bool,
+        reuse: object,
     ) -> Rule: ...
 
 

@@ -15,18 +15,16 @@ import torch
 from torch import Tensor
 
 from sidestep.runtime.exits.file import Exits
-from sidestep.runtime.exits.leaving import Sight, on
+from sidestep.runtime.exits.leaving import Rule, Sight, on
 from sidestep.runtime.methods.criterion import Course
 from sidestep.runtime.upload import upload
 
 
-class AdaDiff:
+class AdaDiff(Rule):
     """A threshold on the uncertainty after every block."""
 
     KIND = "faithful"
     THRESHOLD = 0.08  # 1 - 0.92 of the released code's confidence
-
-    rests = None
 
     def __init__(
         self,
@@ -81,9 +79,3 @@ class AdaDiff:
         if self._batch_mean:
             return by_branch.mean(1, keepdim=True).expand_as(by_branch).flatten()
         return by_branch.mean(0).repeat(branches)
-
-    def commit(self) -> None:
-        """Nothing is kept."""
-
-    def cancel(self) -> None:
-        """Nothing is kept."""

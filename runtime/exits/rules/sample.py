@@ -21,20 +21,17 @@ import torch
 from torch import Tensor
 
 from sidestep.runtime.exits.file import Exits
-from sidestep.runtime.exits.leaving import Sight, on
+from sidestep.runtime.exits.leaving import Rule, Sight, on
 from sidestep.runtime.exits.plan import StaticPlan, translators_plan
 from sidestep.runtime.methods.criterion import Course
 from sidestep.runtime.upload import upload
 
 
-class PerSample:
+class PerSample(Rule):
     """A ledger for each row."""
 
     KIND = "excess"
     THRESHOLD = 0.05
-
-    joint = True
-    rests = None
 
     def __init__(self, exits: Exits, threshold: float, **_others: object) -> None:
         """No trajectory runs yet."""

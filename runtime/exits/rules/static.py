@@ -11,20 +11,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from sidestep.runtime.exits.file import Exits
-from sidestep.runtime.exits.leaving import Sight
+from sidestep.runtime.exits.leaving import Rule, Sight
 from sidestep.runtime.exits.menu import menu_plan
 from sidestep.runtime.exits.plan import NOT_CALLED, StaticPlan, translators_plan
 from sidestep.runtime.exits.rests import Rests, slope
 from sidestep.runtime.methods.criterion import Course, Decision, Observation
 
 
-class Static:
+class Static(Rule):
     """One choice for each step."""
 
     KIND = "excess"
     THRESHOLD = 0.05
-
-    joint = True
 
     def __init__(
         self, exits: Exits, threshold: float, *, reuse: object = None, **_others: object
@@ -69,12 +67,6 @@ class Static:
         if plan is None or k >= len(plan.exits) or plan.exits[k] != sight.exit:
             return None
         return [True] * len(sight.hidden)
-
-    def commit(self) -> None:
-        """Nothing is kept."""
-
-    def cancel(self) -> None:
-        """Nothing is kept."""
 
 
 class LeftOut:
