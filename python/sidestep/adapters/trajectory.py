@@ -162,11 +162,7 @@ class WholeTrajectory:
         call = read_call(model, args, kwargs, recording.made, whole=compiled)
         number = len(recording.calls)
         if recording.trajectory is None:
-            with ranges.within("model"):
-                kind = model(*args, **kwargs)
-            _expect_one_output(kind, call.arguments.batch)
-            recording.kinds.append(kind)
-            call.output = prediction(kind).detach().clone()  # a CUDA graph writes there again
+            recording.kinds.append(self._first(call, args, kwargs))
         kind = recording.kinds[min(number, len(recording.kinds) - 1)]
         like = prediction(kind)
         shape = (call.arguments.batch, *like.shape[1:])
@@ -266,6 +262,14 @@ class WholeTrajectory:
         return "every call" if self.method is None else repr(self.method)
 
     # -- what is done -----------------------------------------------------------------------------
+
+    def _first(self, call: Call, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        """What the model returns at the first step: its own output, an evaluation made."""
+        with ranges.within("model"):
+            kind = call.arguments.model(*args, **kwargs)
+        _expect_one_output(kind, call.arguments.batch)
+        call.output = prediction(kind).detach().clone()  # a CUDA graph writes there again
+        return kind
 
     def _run(self, trajectory: Trajectory, latents: Tensor, generator: Any) -> Tensor:
         """Runs the trajectory: ``[S, ...]`` like ``latents``."""

@@ -1,0 +1,124 @@
+"""The requests of one picture size: an engine, the loop around it, and who waits for it."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from sidestep.adapters.stages import Prepared, Stages
+from sidestep.runtime.engine import Engine, Result
+from sidestep.runtime.engine_loop import EngineLoop
+from sidestep.runtime.graphs import CaptureError
+from sidestep.serving.request import ImageRequest, ImageResult
+
+_SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)  # of a captured model call
+
+
+@dataclass(kw_only=True, eq=False)
+class Order:
+    """A request on its way.
+
+    Attributes:
+        request: What was asked.
+        future: Whom it is for; cancelled at any time by whoever holds it.
+        submitted: When, by the monotonic clock.
+        started: When it came to the engine.
+        prepared: What the pipeline made of it.
+    """
+
+    request: ImageRequest
+    future: Future[ImageResult]
+    submitted: float = field(default_factory=time.monotonic)
+    started: float = 0.0
+    prepared: Prepared | None = None
+
+
+class Lane:
+    """One engine. The worker thread alone uses it, but for ``pending``.
+
+    Attributes:
+        engine: Of this size.
+        pending: Orders that are not with the engine yet; the service's lock guards it.
+        running: Those that are, by the engine's number.
+        ticks: Model calls so far.
+        entries: Entries of these calls: a branch of a row each, or padding.
+    """
+
+    def __init__(
+        self,
+        stages: Stages,
+        first: Prepared,
+        *,
+        capacity: int,
+        buckets: Sequence[int] | None,
+        history: int,
+        graphs: str,
+    ) -> None:
+        """Allocates the engine for requests like ``first``."""
+        x, weights = first.request.x, first.request.guidance
+        branches = max(2, len(weights[0]) if isinstance(weights[0], Sequence) else len(weights))
+        most = branches * capacity
+        if buckets is None and x.device.type == "cpu":
+            buckets = range(1, most + 1)  # padding costs time and saves none
+        elif buckets is None:
+            buckets = [*(size for size in _SIZES if size < most), most]
+        self.engine = Engine(
+            x.shape[1:], capacity=capacity, buckets=buckets, dtype=first.dtype, device=x.device,
+            registers=6, history=history, branches=branches,
+        )  # fmt: skip
+        self._stages = stages
+        self._loop = EngineLoop(self.engine, self._call, graphs=graphs)
+        self.pending: deque[Order] = deque()
+        self.running: dict[int, Order] = {}
+        self.ticks = self.entries = 0
+
+    @property
+    def rows(self) -> int:
+        """Pictures in the engine."""
+        return sum(order.request.n for order in self.running.values())
+
+    def has_room(self, order: Order) -> bool:
+        """Whether its rows can begin at once; a large one waits until it is alone."""
+        return not self.running or self.rows + order.request.n <= self.engine.capacity
+
+    def begin(self, order: Order, prepared: Prepared) -> None:
+        """Gives an order to the engine.
+
+        Raises:
+            ValueError: It does not fit.
+        """
+        number = self.engine.submit(prepared.request)
+        order.prepared, order.started = prepared, time.monotonic()
+        self.running[number] = order
+
+    def forget_cancelled(self) -> None:
+        """Frees the rows of those whose clients have gone."""
+        for number, order in self.running.items():
+            if order.future.cancelled():
+                self.engine.cancel(number)
+
+    def tick(self) -> bool:
+        """One model call; False when nothing needs it.
+
+        With CUDA graphs a model that cannot be captured goes on without.
+        """
+        try:
+            return self._loop.tick()
+        except CaptureError:
+            self._loop = EngineLoop(self.engine, self._call, graphs="off")
+            return True
+
+    def ended(self) -> list[tuple[Order, Result]]:
+        """The orders that the engine is done with, however they ended."""
+        return [(self.running.pop(result.id), result) for result in self.engine.results()]
+
+    def _call(self, x: Tensor, t: Tensor, conditioning: Any) -> Tensor:
+        self.ticks += 1
+        self.entries += len(x)
+        return self._stages.call_model(x, t, conditioning)
