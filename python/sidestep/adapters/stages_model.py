@@ -40,7 +40,7 @@ class Recipe:
         key: Of the model.
         sample: Where the latents belong.
         time: Where the time belongs; None for a model that is not told.
-        time_dtype: Of the time as the pipeline gives it.
+        time_dtype: Of the time; float32 where the pipeline gives whole numbers.
         divisor: The time is the scheduler's, divided by it.
         spec: The structure of all arguments.
     """
@@ -111,8 +111,10 @@ class SharedArguments:
         recipe = calling.recipe
         values = [leaf.value if isinstance(leaf, Shared) else leaf for leaf in leaves]
         args, kwargs = tree_unflatten(values, recipe.spec)
-        time = t.to(recipe.time_dtype) / recipe.divisor if recipe.divisor > 1 else t
-        given = {recipe.sample: x, recipe.time: time.to(recipe.time_dtype)}
+        time = t.to(recipe.time_dtype)
+        if recipe.divisor > 1:
+            time = (time / recipe.divisor).to(recipe.time_dtype)
+        given = {recipe.sample: x, recipe.time: time}
         positional = [given.get(i, value) for i, value in enumerate(args)]
         named = {name: given.get(name, value) for name, value in kwargs.items()}
         return cut(prediction(calling.model(*positional, **named)), x.shape[1:]).to(x.dtype)
@@ -190,7 +192,8 @@ def _time_of(trajectory: Trajectory) -> tuple[torch.dtype, int]:
     times = torch.tensor(trajectory.plan.timesteps, dtype=torch.float32).to(told.dtype)
     for divisor in _DIVISORS:
         if torch.equal(times if divisor == 1 else (times / divisor).to(told.dtype), told):
-            return told.dtype, divisor
+            # whole times as float32, so that samplers with and without fractions share calls
+            return told.dtype if told.is_floating_point() else torch.float32, divisor
     raise CannotCapture(
         "the pipeline tells its model a time that is neither its scheduler's nor a thousandth of it"
     )

@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from sidestep.adapters.stages import Prepared, Stages
-from sidestep.runtime.engine import Engine, Result
+from sidestep.runtime.engine import Engine
 from sidestep.runtime.engine_loop import EngineLoop
 from sidestep.runtime.graphs import CaptureError
 from sidestep.serving.request import ImageRequest, ImageResult
@@ -40,11 +40,12 @@ class Order:
 
 
 class Lane:
-    """One engine. The worker thread alone uses it, but for ``pending``.
+    """One engine. The service's thread alone uses it, and changes `pending` and `running` under its
+    lock.
 
     Attributes:
         engine: Of this size.
-        pending: Orders that are not with the engine yet; the service's lock guards it.
+        pending: Orders that are not with the engine yet.
         running: Those that are, by the engine's number.
         ticks: Model calls so far.
         entries: Entries of these calls: a branch of a row each, or padding.
@@ -97,12 +98,6 @@ class Lane:
         order.prepared, order.started = prepared, time.monotonic()
         self.running[number] = order
 
-    def forget_cancelled(self) -> None:
-        """Frees the rows of those whose clients have gone."""
-        for number, order in self.running.items():
-            if order.future.cancelled():
-                self.engine.cancel(number)
-
     def tick(self) -> bool:
         """One model call; False when nothing needs it.
 
@@ -113,10 +108,6 @@ class Lane:
         except CaptureError:
             self._loop = EngineLoop(self.engine, self._call, graphs="off")
             return True
-
-    def ended(self) -> list[tuple[Order, Result]]:
-        """The orders that the engine is done with, however they ended."""
-        return [(self.running.pop(result.id), result) for result in self.engine.results()]
 
     def _call(self, x: Tensor, t: Tensor, conditioning: Any) -> Tensor:
         self.ticks += 1

@@ -148,7 +148,7 @@ class Service:
         if self._error is not None:
             return "dead"
         if not self._thread.is_alive():
-            return "closed" if self._closing else "dead"
+            return "closed"
         return "draining" if self._closing else "ok"
 
     @property
@@ -226,22 +226,32 @@ class Service:
 
     def _turn(self) -> None:
         for lane in self._lanes.values():
-            lane.forget_cancelled()
+            self._forget_cancelled(lane)
             while (order := self._next(lane)) is not None:
                 self._begin(lane, order)
+                with self._condition:
+                    lane.pending.popleft()
             lane.tick()
-            for order, result in self._ended(lane):
-                self._end(order, result)
+            for result in lane.engine.results():
+                self._end(lane.running[result.id], result)
+                with self._condition:
+                    del lane.running[result.id]
+
+    def _forget_cancelled(self, lane: Lane) -> None:
+        """Those whose clients have gone: their rows are free, or were never needed."""
+        for number, order in lane.running.items():
+            if order.future.cancelled():
+                lane.engine.cancel(number)
+        with self._condition:
+            gone = [order for order in lane.pending if order.future.cancelled()]
+            for order in gone:
+                lane.pending.remove(order)
+                self._totals["cancelled"] += 1
 
     def _next(self, lane: Lane) -> Order | None:
-        """The next order that can begin."""
+        """The next order, if its rows can begin."""
         with self._condition:
-            while lane.pending and lane.pending[0].future.cancelled():
-                lane.pending.popleft()
-                self._totals["cancelled"] += 1
-            if lane.pending and lane.has_room(lane.pending[0]):
-                return lane.pending.popleft()
-            return None
+            return lane.pending[0] if lane.pending and lane.has_room(lane.pending[0]) else None
 
     def _begin(self, lane: Lane, order: Order) -> None:
         request = order.request
@@ -255,20 +265,17 @@ class Service:
             with self._condition:
                 lane.begin(order, prepared)
         except ValueError as error:
-            self._fail(order, BadRequest(str(error).removeprefix("enable: ")), error)
+            refused = BadRequest(str(error).removeprefix("enable: "))
+            refused.__cause__ = error
+            self._fail(order, refused)
         except Exception as error:
             self._fail(order, error)
 
-    def _ended(self, lane: Lane) -> list[tuple[Order, Result]]:
-        with self._condition:
-            return lane.ended()
-
     def _end(self, order: Order, result: Result) -> None:
-        if result.status == "failed":
-            assert result.error is not None
-            return self._fail(order, result.error)
         if order.future.cancelled():
             return self._count("cancelled")
+        if result.error is not None:
+            return self._fail(order, result.error)
         assert order.prepared is not None and result.x is not None
         try:
             images = self._stages.decode(order.prepared, result.x)
@@ -290,10 +297,8 @@ class Service:
             self._saved += sum(statistics.saved_calls)
         order.future.set_result(ImageResult(images, result.x, statistics))
 
-    def _fail(self, order: Order, error: Exception, cause: Exception | None = None) -> None:
-        if cause is not None:
-            error.__cause__ = cause
-        if not order.future.set_running_or_notify_cancel():
+    def _fail(self, order: Order, error: Exception) -> None:
+        if order.future.cancelled() or not order.future.set_running_or_notify_cancel():
             return self._count("cancelled")
         self._count("failed")
         order.future.set_exception(error)
@@ -311,12 +316,13 @@ class Service:
                 lane.pending.clear()
                 lane.running.clear()
         for order in orders:
-            self._fail(order, error)
+            if order.future.cancelled() or not order.future.done():
+                self._fail(order, error)
 
     # -- settings ---------------------------------------------------------------------------------
 
     def _expect_open(self) -> None:
-        if self._error is not None or not self._thread.is_alive():
+        if self._error is not None:
             raise ServiceDead(f"the service has died: {self._error!r}")
         if self._closing:
             raise ServiceClosed("the service takes no requests any more")
