@@ -19,8 +19,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import base64
-import io
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
@@ -30,7 +28,6 @@ import uvicorn
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from PIL.Image import Image
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
@@ -39,15 +36,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sidestep.models import load_pipeline
-from sidestep.serving import (
-    BadRequest,
-    ImageRequest,
-    ImageResult,
-    Overloaded,
-    Service,
-    ServiceClosed,
-    ServiceDead,
-)
+from sidestep.serving import ImageRequest, ImageResult, Service, http_status
 
 BODY = 1 << 20  # bytes of a request
 GONE = 499  # the client has closed the connection; nobody reads it
@@ -78,17 +67,7 @@ class Ask(BaseModel):
         Raises:
             BadRequest: The size is none.
         """
-        size = None
-        if self.size not in (None, "auto"):
-            width, cross, height = self.size.partition("x")
-            if not (cross and width.isdecimal() and height.isdecimal()):
-                raise BadRequest(f"size is {self.size!r}, expected WIDTHxHEIGHT")
-            size = (int(width), int(height))
-        return ImageRequest(
-            prompt=self.prompt, negative_prompt=self.negative_prompt, n=self.n, size=size,
-            steps=self.num_inference_steps, guidance=self.guidance_scale, seed=self.seed,
-            method=self.method, solver=self.solver,
-        )  # fmt: skip
+        return ImageRequest.of(self.model_dump(exclude={"model", "response_format", "user"}))
 
 
 class Counts(Collector):
@@ -115,16 +94,6 @@ def error(status: int, message: str, kind: str = "invalid_request_error") -> JSO
     return JSONResponse({"error": body}, status_code=status)
 
 
-def status_of(failure: Exception) -> int:
-    """The HTTP status of what a service raises."""
-    for kind, status in (
-        (BadRequest, 400), (Overloaded, 429), (ServiceClosed, 503), (ServiceDead, 503)
-    ):  # fmt: skip
-        if isinstance(failure, kind):
-            return status
-    return 500
-
-
 async def unless_gone(http: Request, service: Service, request: ImageRequest) -> ImageResult | None:
     """The result; None when the client has gone, and then the request is cancelled."""
 
@@ -139,13 +108,6 @@ async def unless_gone(http: Request, service: Service, request: ImageRequest) ->
     finally:
         making.cancel()
         leaving.cancel()
-
-
-def png(image: Image) -> str:
-    """A picture in base 64."""
-    held = io.BytesIO()
-    image.save(held, "PNG")
-    return base64.b64encode(held.getvalue()).decode()
 
 
 class Edge:
@@ -176,15 +138,15 @@ async def answer(service: Service, ask: Ask, http: Request) -> Response:
     try:
         result = await unless_gone(http, service, ask.request())
     except Exception as failure:
-        status = status_of(failure)
+        status = http_status(failure)
         kind = "invalid_request_error" if status < 500 else "server_error"
         return error(status, str(failure) or repr(failure), kind)
     if result is None:
         return Response(status_code=GONE)
-    pictures = await asyncio.to_thread(lambda: [png(image) for image in result.images])
-    data = [{"b64_json": picture} for picture in pictures]
-    statistics = result.statistics.as_dict()
-    return JSONResponse({"created": int(time.time()), "data": data, "statistics": statistics})
+    made = await asyncio.to_thread(result.as_dict)
+    data = [{"b64_json": picture} for picture in made["images"]]
+    body = {"created": int(time.time()), "data": data, "statistics": made["statistics"]}
+    return JSONResponse(body)
 
 
 def create_app(service: Service, model: str) -> FastAPI:

@@ -20,6 +20,7 @@ from sidestep.serving.request import (
     ServiceClosed,
     ServiceDead,
     Statistics,
+    http_status,
 )
 from sidestep.serving.service import Service
 
@@ -33,4 +34,5 @@ __all__ = [
     "ServiceClosed",
     "ServiceDead",
     "Statistics",
+    "http_status",
 ]

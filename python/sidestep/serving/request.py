@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -57,6 +59,53 @@ class ImageRequest:
     size: tuple[int, int] | None = None
     method: str = "none"
     solver: str | None = None
+
+    @staticmethod
+    def of(fields: Any) -> ImageRequest:
+        """What a body of JSON asks for.
+
+        Args:
+            fields: By the names that SGLang has for them (``num_inference_steps``,
+                ``guidance_scale``), the size as ``"64x64"``; what is None or left out is as
+                above.
+
+        Raises:
+            BadRequest: It is no object, has no prompt, or a field that is not known.
+        """
+        if not isinstance(fields, Mapping):
+            raise BadRequest(f"the body is a {type(fields).__name__}, expected an object")
+        given = {str(name): value for name, value in fields.items() if value is not None}
+        for name in given:
+            if name not in _FIELDS:
+                raise BadRequest(f"{name} is unknown, expected {', '.join(_FIELDS)}")
+        if "prompt" not in given:
+            raise BadRequest("prompt is missing, expected text")
+        if "size" in given:
+            given["size"] = _parse_size(given["size"])
+        return ImageRequest(**{_FIELDS[name]: value for name, value in given.items()})
+
+
+_FIELDS = {
+    "prompt": "prompt",
+    "negative_prompt": "negative_prompt",
+    "num_inference_steps": "steps",
+    "guidance_scale": "guidance",
+    "seed": "seed",
+    "n": "n",
+    "size": "size",
+    "method": "method",
+    "solver": "solver",
+}
+
+
+def _parse_size(text: Any) -> tuple[int, int] | None:
+    """Of ``"64x64"``; None for ``"auto"``."""
+    if text == "auto":
+        return None
+    width, _, height = str(text).partition("x")
+    if not all(side.isascii() and side.isdigit() and len(side) < 6 for side in (width, height)):
+        raise BadRequest(f"size is {text!r}, expected WIDTHxHEIGHT")
+    return int(width), int(height)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -192,3 +241,24 @@ class ImageResult:
     images: list[Image]
     latents: Tensor
     statistics: Statistics
+
+    def as_dict(self) -> dict[str, Any]:
+        """``images``, each a PNG in base 64, and ``statistics``, as JSON has them."""
+        return {"images": [_png(each) for each in self.images]} | {
+            "statistics": self.statistics.as_dict()
+        }
+
+
+def _png(image: Image) -> str:
+    held = io.BytesIO()
+    image.save(held, "PNG")
+    return base64.b64encode(held.getvalue()).decode()
+
+
+def http_status(error: BaseException) -> int:
+    """What a server over HTTP answers to what a service raises."""
+    if isinstance(error, BadRequest):
+        return 400
+    if isinstance(error, Overloaded):
+        return 429
+    return 503 if isinstance(error, ServiceClosed | ServiceDead) else 500
