@@ -31,12 +31,8 @@ class Images(litserve.LitAPI):
         """Once in each worker."""
         self.service = Service(load_pipeline(self.model, device=device))
 
-    async def decode_request(self, request: dict[str, Any]) -> dict[str, Any]:
-        """The body as it is: `predict` refuses what is wrong with it."""
-        return request
-
     async def predict(self, body: dict[str, Any]) -> ImageResult:
-        """Waits for the pictures, while others wait for theirs."""
+        """Waits for the pictures of a body of JSON, while others wait for theirs."""
         try:
             return await self.service.generate(ImageRequest.of(body))
         except Exception as error:

@@ -9,12 +9,15 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import httpx
+
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
-PATIENCE = 120  # seconds, on a busy machine
+PATIENCE = 300  # seconds, on a busy machine
 
 
 def free_port() -> int:
@@ -37,13 +40,16 @@ class Process:
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
         self._process = subprocess.Popen(
             [sys.executable, *command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-            env=environment, cwd=EXAMPLES.parent,
+            env=environment, cwd=EXAMPLES.parent, start_new_session=True,
         )  # fmt: skip
         self._known = threading.Event()
         self.url = ""
         self._pattern = re.compile(listens)
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
+
+    def wait_until_it_listens(self) -> None:
+        """Until it has printed where."""
         self._known.wait(PATIENCE)
         assert self.url, "".join(self.output)
 
@@ -56,6 +62,16 @@ class Process:
                 self._known.set()
         self._known.set()
 
+    def wait_until_healthy(self) -> None:
+        """Until `/health` is a 200."""
+        end = time.monotonic() + PATIENCE
+        while time.monotonic() < end:
+            with suppress(httpx.ConnectError):
+                if httpx.get(f"{self.url}/health").status_code == 200:
+                    return
+            time.sleep(0.2)
+        raise AssertionError("".join(self.output))
+
     def terminate(self) -> None:
         """SIGTERM."""
         self._process.send_signal(signal.SIGTERM)
@@ -67,10 +83,10 @@ class Process:
         return code
 
     def kill(self) -> None:
-        """Ends it if it has not ended."""
-        if self._process.poll() is None:
-            self._process.kill()
-            self._process.wait()
+        """Ends it, and what it has started, if they have not ended."""
+        with suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
 
 
 @contextmanager
@@ -78,6 +94,7 @@ def running(*command: str, listens: str) -> Iterator[Process]:
     """The program while it runs."""
     process = Process(*command, listens=listens)
     try:
+        process.wait_until_it_listens()
         yield process
     finally:
         process.kill()

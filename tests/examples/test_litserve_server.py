@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -23,10 +22,7 @@ from sidestep.serving import ImageRequest
 def url() -> Iterator[str]:
     program, port = str(EXAMPLES / "litserve_server.py"), str(free_port())
     with running(program, "--port", port, listens=r"running on (http://\S+)") as process:
-        end = time.monotonic() + PATIENCE
-        while httpx.get(f"{process.url}/health").status_code != 200:
-            assert time.monotonic() < end, "".join(process.output)
-            time.sleep(0.2)
+        process.wait_until_healthy()
         yield f"{process.url}/predict"
 
 

@@ -245,6 +245,41 @@ def srds(
     print(f"{made}results: {out.with_suffix('.json')}")
 
 
+@app.command("serve")
+def serve(
+    model: common.Model = "emoji-sd",
+    clients: Annotated[int, typer.Option(help="Clients that ask at the same time.")] = 16,
+    requests: Annotated[int, typer.Option(help="Requests of all clients.")] = 64,
+    steps: Annotated[
+        list[int] | None, typer.Option(help="Steps of a request, in turn (repeat). Default: 20 30.")
+    ] = None,
+    batch: Annotated[int, typer.Option(help="Of the fixed batches, at most.")] = 8,
+    capacity: Annotated[int, typer.Option(help="Pictures in flight in the service.")] = 16,
+    repeats: Annotated[int, typer.Option(help="Rounds; the median counts.")] = 3,
+    guidance: common.Guidance = 7.5,
+    seed: common.Seed = 0,
+    as_json: common.Json = False,
+) -> None:
+    """A service for many clients against the plain pipeline one at a time and in fixed batches."""
+    from sidestep.bench import serve as suite
+
+    counts = steps or [20, 30]
+    common.check_run(
+        guidance=guidance, seed=seed, clients=clients, requests=requests, steps=min(counts),
+        batch=batch, capacity=capacity, repeats=repeats,
+    )  # fmt: skip
+    document = suite.run(
+        suite.Settings(
+            model=model, clients=clients, requests=requests, steps=tuple(counts), batch=batch,
+            capacity=capacity, guidance=guidance, seed=seed, repeats=repeats,
+        )
+    )  # fmt: skip
+    if as_json:
+        common.print_json(document)
+        return
+    suite.print_report(document)
+
+
 @app.command("exits")
 def exits(
     exits: Annotated[Path, typer.Option(help="The file that `sidestep train exits` wrote.")],
