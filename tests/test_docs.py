@@ -84,6 +84,17 @@ def test_engine(capsys: pytest.CaptureFixture[str]) -> None:
     assert (names["last"].status, names["last"].nfe) == ("done", (12.0,))
 
 
+def test_serving(capsys: pytest.CaptureFixture[str]) -> None:
+    names: dict = {"pipe": load_pipeline("emoji-sd")}
+    exec(_code("serving.md"), names)
+    frog, owl = capsys.readouterr().out.splitlines()
+    assert frog == "(64, 64) 12 (12.0,) (0.0,)"
+    calls = int(names["made"].model_calls[0])
+    assert owl == f"(64, 64) 20 ({calls}.0,) ({20 - calls}.0,)" and calls < 20
+    assert names["late"].cancelled() and names["service"].state == "closed"
+    assert names["penguin"].size == (64, 64)
+
+
 def test_sample(capsys: pytest.CaptureFixture[str]) -> None:
     names: dict = {}
     exec(_code("sample.md"), names)

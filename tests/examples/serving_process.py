@@ -79,7 +79,7 @@ class Process:
     def wait(self) -> int:
         """For its end: the exit code."""
         code = self._process.wait(PATIENCE)
-        self._reader.join(PATIENCE)
+        self._reader.join(5)  # what it started may still hold the pipe
         return code
 
     def kill(self) -> None:

@@ -27,6 +27,8 @@ PROMPT_SETS = {
 def load_pipeline(model: str, dtype: torch.dtype | None = None, device: str = "cpu") -> Any:
     """Loads a pipeline from a bundled name or a local diffusers folder; never downloads.
 
+    Weights are read from safetensors only, never unpickled.
+
     Raises:
         UserError: There is no such bundled model or folder, or diffusers cannot load it.
     """
@@ -46,7 +48,9 @@ def load_pipeline(model: str, dtype: torch.dtype | None = None, device: str = "c
     transformers_logging.disable_progress_bar()
     settings = {"safety_checker": None} if "safety_checker" in _components(folder) else {}
     try:
-        pipe = DiffusionPipeline.from_pretrained(folder, local_files_only=True, **settings)
+        pipe = DiffusionPipeline.from_pretrained(
+            folder, local_files_only=True, use_safetensors=True, **settings
+        )
     except _LOADING as error:
         raise UserError(f"--model: diffusers cannot load {folder}: {error!r}") from error
     if dtype is not None:
