@@ -271,6 +271,35 @@ def test_what_the_pipeline_refuses_is_a_bad_request(service: Service) -> None:
     assert service.submit(FROG).result(60).images
 
 
+def test_sizes(pipe: Any) -> None:
+    with Service(pipe, sizes=[(32, 32), (64, 32)]) as service:
+        assert service.sizes == ((32, 32), (64, 32))
+        futures = [service.submit(replace(FROG, size=size)) for size in (None, (64, 32), (32, 32))]
+        made = [future.result(60) for future in futures]
+        assert [result.images[0].size for result in made] == [(32, 32), (64, 32), (32, 32)]
+        assert difference(made[0].images[0], made[2].images[0]) == 0
+        assert service.counts()["ticks"] == 8  # a size, an engine
+        with pytest.raises(BadRequest, match="size is 64x64, expected one of 32x32, 64x32"):
+            service.submit(replace(FROG, size=(64, 64)))
+
+
+def test_fields_of_json() -> None:
+    fields = {"prompt": "owl", "num_inference_steps": 3, "guidance_scale": 2.0, "size": "64x32"}
+    asked = ImageRequest(prompt="owl", steps=3, guidance=2.0, size=(64, 32))
+    assert ImageRequest.of({**fields, "seed": None}) == asked
+    assert ImageRequest.of({"prompt": "owl", "size": "auto"}) == ImageRequest(prompt="owl")
+    for wrong, sentence in (
+        ([], "the body is a list, expected an object"),
+        ({}, "prompt is missing, expected text"),
+        ({"prompt": "owl", "steps": 3}, "steps is unknown, expected prompt, negative_prompt,"),
+        ({"prompt": "owl", "size": "64x"}, "size is '64x', expected WIDTHxHEIGHT"),
+        ({"prompt": "owl", "size": 64}, "size is 64, expected WIDTHxHEIGHT"),
+    ):
+        with pytest.raises(BadRequest) as refused:
+            ImageRequest.of(wrong)
+        assert str(refused.value).startswith(sentence)
+
+
 def test_a_pipeline_that_cannot_be_served_is_left_alone(pipe: Any) -> None:
     with pytest.raises(ValueError, match="divisible by 8"):
         Service(pipe, sizes=[(65, 64)])

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from graph_recorder import Recorder
 from tiny_cases import CASES, run
 from torch import Tensor
 
@@ -122,3 +123,22 @@ def test_methods_that_mean_nothing_are_refused(sd: Any) -> None:
     with pytest.raises(ValueError, match="adds noise at every step"):
         stages.prepare(given, [1], method=Adaptive(), scheduler=noisy)
     assert stages.prepare(given, [1], scheduler=noisy).request.noise is not None
+
+
+def test_the_model_call_can_be_captured(sd: Any) -> None:
+    """With graphs, as on a GPU: the same bits, from replays."""
+    stages = Stages(sd)
+    prepared = [prepare(stages, "StableDiffusion", ((seed,), 6, True)) for seed in (1, 2)]
+    made: dict[str, list[Tensor]] = {}
+    for graphs in ("off", "on"):
+        engine = Engine(prepared[0].request.x.shape[1:], capacity=2, buckets=(4,))
+        for each in prepared:
+            engine.submit(each.request)
+        loop = EngineLoop(
+            engine, stages.call_model, graphs=graphs, chain=1,
+            device=Recorder() if graphs == "on" else None,
+        )  # fmt: skip
+        loop.run()
+        made[graphs] = [r.x for r in sorted(engine.results(), key=lambda result: result.id)]
+    assert loop.counts["captured"] == 1 and loop.counts["replayed"] >= 4
+    assert all(map(torch.equal, made["on"], made["off"]))

@@ -7,9 +7,6 @@ from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Any
-
-from torch import Tensor
 
 from sidestep.adapters.stages import Prepared, Stages
 from sidestep.runtime.engine import Engine
@@ -48,7 +45,6 @@ class Lane:
         pending: Orders that are not with the engine yet.
         running: Those that are, by the engine's number.
         ticks: Model calls so far.
-        entries: Entries of these calls: a branch of a row each, or padding.
     """
 
     def __init__(
@@ -74,10 +70,10 @@ class Lane:
             registers=6, history=history, branches=branches,
         )  # fmt: skip
         self._stages = stages
-        self._loop = EngineLoop(self.engine, self._call, graphs=graphs)
+        self._loop = self._make_loop(graphs)
         self.pending: deque[Order] = deque()
         self.running: dict[int, Order] = {}
-        self.ticks = self.entries = 0
+        self.ticks = 0
 
     @property
     def rows(self) -> int:
@@ -104,12 +100,12 @@ class Lane:
         With CUDA graphs a model that cannot be captured goes on without.
         """
         try:
-            return self._loop.tick()
-        except CaptureError:
-            self._loop = EngineLoop(self.engine, self._call, graphs="off")
-            return True
+            called = self._loop.tick()
+        except CaptureError:  # the tick was taken all the same
+            self._loop, called = self._make_loop("off"), True
+        self.ticks += called
+        return called
 
-    def _call(self, x: Tensor, t: Tensor, conditioning: Any) -> Tensor:
-        self.ticks += 1
-        self.entries += len(x)
-        return self._stages.call_model(x, t, conditioning)
+    def _make_loop(self, graphs: str) -> EngineLoop:
+        """A tick is one call: who comes meanwhile waits for no more."""
+        return EngineLoop(self.engine, self._stages.call_model, graphs=graphs, chain=1)

@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
+from dataclasses import replace
 from typing import Any, Literal
 
 from sidestep.adapters.stages import Stages
@@ -103,6 +104,7 @@ class Service:
             self._stages.close()
             raise
         self.sizes = tuple(self._lanes)
+        self._default = self.sizes[0] if sizes else None
         self._thread = threading.Thread(target=self._work, name="sidestep-service", daemon=True)
         self._thread.start()
 
@@ -128,6 +130,8 @@ class Service:
             except Exception:
                 self._totals["refused"] += 1
                 raise
+            if request.size is None and self._default is not None:
+                request = replace(request, size=self._default)
             order = Order(request=request, future=Future())
             self._lanes[request.size or self.sizes[0]].pending.append(order)
             self._totals["submitted"] += 1
@@ -161,7 +165,7 @@ class Service:
 
         Requests ``waiting`` and ``running`` now; ``submitted``, ``refused``, ``done``, ``failed``
         and ``cancelled`` so far; ``pictures`` made; evaluations of the model ``evaluated`` for
-        these and ``saved``; calls of the model (``ticks``) and their ``entries``.
+        these and ``saved``; calls of the model (``ticks``).
         """
         with self._condition:
             lanes = self._lanes.values()
@@ -172,7 +176,6 @@ class Service:
                 "evaluated": self._evaluations,
                 "saved": self._saved,
                 "ticks": sum(lane.ticks for lane in lanes),
-                "entries": sum(lane.entries for lane in lanes),
             }
 
     def close(self, drain: bool = True, timeout: float | None = None) -> bool:
