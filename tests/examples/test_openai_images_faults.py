@@ -8,7 +8,7 @@ import pytest
 from fastapi.testclient import TestClient
 from openai_images import create_app
 from prometheus_client.parser import text_string_to_metric_families
-from serving_service import Gate
+from serving_service import PATIENCE, Gate
 
 from sidestep.models import load_pipeline
 from sidestep.serving import ImageRequest, Limits, Service
@@ -52,7 +52,7 @@ def test_too_many_requests_are_a_429(pipe: Any) -> None:
         assert refused.status_code == 429 and "1 requests wait" in refused.text
         assert value(client, "sidestep_refused_total") == 1
         gate.open()
-        there.result(60)
+        there.result(PATIENCE)
 
 
 def test_a_dead_worker_is_unhealthy(pipe: Any) -> None:
@@ -82,4 +82,4 @@ def test_health_while_it_drains(pipe: Any) -> None:
         refused = client.post(PATH, json=ASK)
         assert refused.status_code == 503 and "no requests any more" in refused.text
         gate.open()
-        assert len(there.result(60).images) == 1
+        assert len(there.result(PATIENCE).images) == 1

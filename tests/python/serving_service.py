@@ -13,6 +13,7 @@ from PIL.Image import Image
 
 from sidestep.serving import ImageRequest
 
+PATIENCE = 300  # seconds, on a busy machine
 LAST_BIT = 1
 """Of 255: a CPU's kernels sum in another order for another number of rows, and the engine steps in
 fp32 where the scheduler multiplies coefficients first; 1e-5 of a pixel's range, so that a value
@@ -82,13 +83,13 @@ class Gate:
     def _wait(self, _model: Any, args: Any, kwargs: Any) -> None:
         self.sizes.append(len(args[0] if args else kwargs["sample"]))
         self._arrived.release()
-        assert self._calls.acquire(timeout=60)
+        assert self._calls.acquire(timeout=PATIENCE)
         if (error := self.errors.get(len(self.sizes))) is not None:
             raise error
 
     def arrive(self) -> None:
         """Waits until the model is about to be called."""
-        assert self._arrived.acquire(timeout=60)
+        assert self._arrived.acquire(timeout=PATIENCE)
 
     def let(self, calls: int) -> None:
         """Lets that many calls through."""

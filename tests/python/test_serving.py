@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers import EulerDiscreteScheduler
-from serving_service import LAST_BIT, Gate, difference, one_at_a_time, solo
+from serving_service import LAST_BIT, PATIENCE, Gate, difference, one_at_a_time, solo
 
 from sidestep import SRDS, Adaptive
 from sidestep.adapters.swap import owner_of
@@ -59,7 +59,7 @@ def test_requests_share_ticks_and_get_the_pictures_of_the_plain_pipeline(
     gate.arrive()  # the others come while the first is with the model
     results += [service.submit(request) for request in MIXED[1:]]
     gate.open()
-    made = [future.result(60) for future in results]
+    made = [future.result(PATIENCE) for future in results]
     assert service.counts()["ticks"] <= 1 + max(request.steps for request in MIXED)
     service.close()
     for request, result in zip(MIXED, made, strict=True):
@@ -74,10 +74,10 @@ def test_requests_share_ticks_and_get_the_pictures_of_the_plain_pipeline(
 def test_bits_do_not_depend_on_who_else_was_there(pipe: Any) -> None:
     asked = [*MIXED[:3], replace(FROG, method="adaptive", steps=8), replace(FROG, method="srds")]
     with one_at_a_time(pipe) as sizes, Service(pipe, methods=METHODS) as service:
-        together = [future.result(60) for future in [service.submit(each) for each in asked]]
+        together = [future.result(PATIENCE) for future in [service.submit(each) for each in asked]]
         assert max(sizes) > 8
         for request, result in zip(asked, together, strict=True):
-            alone = service.submit(request).result(60)
+            alone = service.submit(request).result(PATIENCE)
             assert torch.equal(alone.latents, result.latents)
             for image, other in zip(alone.images, result.images, strict=True):
                 assert difference(image, other) == 0
@@ -85,10 +85,12 @@ def test_bits_do_not_depend_on_who_else_was_there(pipe: Any) -> None:
 
 
 def test_saved_calls_are_counted(service: Service) -> None:
-    adaptive = service.submit(replace(FROG, steps=10, method="adaptive")).result(60).statistics
+    adaptive = (
+        service.submit(replace(FROG, steps=10, method="adaptive")).result(PATIENCE).statistics
+    )
     (calls,), (saved,) = adaptive.model_calls, adaptive.saved_calls
     assert calls < 10 and calls + saved == 10 and adaptive.ticks == calls
-    srds = service.submit(replace(FROG, steps=9, method="srds")).result(60).statistics
+    srds = service.submit(replace(FROG, steps=9, method="srds")).result(PATIENCE).statistics
     assert srds.ticks < 9 < srds.model_calls[0] and srds.saved_calls[0] < 0
     counts = service.counts()
     assert (counts["done"], counts["pictures"]) == (2, 2)
@@ -110,7 +112,7 @@ def test_a_client_that_goes_away_frees_its_rows(pipe: Any, service: Service) -> 
     gate.arrive()
     assert gate.sizes == [2, 10, 4]
     gate.open()
-    assert len(first.result(60).images) == len(third.result(60).images) == 1
+    assert len(first.result(PATIENCE).images) == len(third.result(PATIENCE).images) == 1
     counts = service.counts()
     assert (counts["done"], counts["cancelled"], counts["running"]) == (2, 1, 0)
 
@@ -122,8 +124,8 @@ def test_one_that_waits_can_go_away(pipe: Any) -> None:
         gate.arrive()
         assert service.counts()["waiting"] == 1 and second.cancel()
         gate.open()
-        first.result(60)
-        assert service.submit(FROG).result(60).statistics.queued_seconds > 0
+        first.result(PATIENCE)
+        assert service.submit(FROG).result(PATIENCE).statistics.queued_seconds > 0
         assert service.counts()["cancelled"] == 1 and service.counts()["done"] == 2
 
 
@@ -139,7 +141,7 @@ def test_a_cancelled_coroutine_cancels_its_request(pipe: Any, service: Service) 
 
     asyncio.run(leave())
     gate.open()
-    service.submit(FROG).result(60)
+    service.submit(FROG).result(PATIENCE)
     assert service.counts()["cancelled"] == 1 and len(gate.sizes) <= 2
 
 
@@ -150,9 +152,9 @@ def test_what_the_model_raises_fails_the_requests_in_that_call(pipe: Any) -> Non
         both, waits = service.submit(replace(FROG, n=2)), service.submit(FROG)
         gate.let(2)
         with pytest.raises(RuntimeError, match="out of memory"):
-            both.result(60)
+            both.result(PATIENCE)
         gate.open()
-        assert len(waits.result(60).images) == 1 and service.state == "ok"
+        assert len(waits.result(PATIENCE).images) == 1 and service.state == "ok"
         counts = service.counts()
         assert (counts["failed"], counts["done"]) == (1, 1)
 
@@ -174,8 +176,8 @@ def test_what_the_pipeline_raises_fails_its_request_alone(
     monkeypatch.setattr(owner, name, broken)
     first, second = service.submit(FROG), service.submit(FROG)
     with pytest.raises(RuntimeError, match="it broke"):
-        first.result(60)
-    assert len(second.result(60).images) == 1 and service.state == "ok"
+        first.result(PATIENCE)
+    assert len(second.result(PATIENCE).images) == 1 and service.state == "ok"
 
 
 def test_closing_finishes_what_was_asked(pipe: Any) -> None:
@@ -212,7 +214,7 @@ def test_a_dead_service_says_so(pipe: Any) -> None:
     gate.open()
     for future in (running, waiting):
         with pytest.raises(ServiceDead, match="the driver is gone"):
-            future.result(60)
+            future.result(PATIENCE)
     service.close()
     assert service.state == "dead" and isinstance(service.error, SystemExit)
     with pytest.raises(ServiceDead, match="the driver is gone"):
@@ -259,23 +261,23 @@ def test_too_many_requests(pipe: Any) -> None:
         with pytest.raises(Overloaded, match="2 requests wait or run"):
             service.submit(FROG)
         gate.open()
-        assert all(future.result(60) for future in futures)
-        service.submit(FROG).result(60)
+        assert all(future.result(PATIENCE) for future in futures)
+        service.submit(FROG).result(PATIENCE)
         assert service.counts()["refused"] == 1
 
 
 def test_what_the_pipeline_refuses_is_a_bad_request(service: Service) -> None:
     with pytest.raises(BadRequest, match="1001"):
         service.limits = Limits(steps=2000)
-        service.submit(replace(FROG, steps=1001)).result(60)
-    assert service.submit(FROG).result(60).images
+        service.submit(replace(FROG, steps=1001)).result(PATIENCE)
+    assert service.submit(FROG).result(PATIENCE).images
 
 
 def test_sizes(pipe: Any) -> None:
     with Service(pipe, sizes=[(32, 32), (64, 32)]) as service:
         assert service.sizes == ((32, 32), (64, 32))
         futures = [service.submit(replace(FROG, size=size)) for size in (None, (64, 32), (32, 32))]
-        made = [future.result(60) for future in futures]
+        made = [future.result(PATIENCE) for future in futures]
         assert [result.images[0].size for result in made] == [(32, 32), (64, 32), (32, 32)]
         assert difference(made[0].images[0], made[2].images[0]) == 0
         assert service.counts()["ticks"] == 8  # a size, an engine
