@@ -282,8 +282,14 @@ def serve(
 
 @app.command("exits")
 def exits(
-    exits: Annotated[Path, typer.Option(help="The file that `sidestep train exits` wrote.")],
-    model: Annotated[str, typer.Option(help="A local diffusers folder with a transformer.")],
+    model: common.Model = "emoji-dit",
+    exits: Annotated[
+        Path | None,
+        typer.Option(
+            help="The file that `sidestep train exits` wrote. Default: the one in the model's "
+            "folder."
+        ),
+    ] = None,
     faithful_model: Annotated[
         str | None, typer.Option(help="AdaDiff's folder, from train exits --mode faithful.")
     ] = None,
@@ -328,7 +334,7 @@ def exits(
     from sidestep.bench import exits_report as report
     from sidestep.bench.exits_grid import BUDGETS
     from sidestep.errors import UserError
-    from sidestep.models import load_prompts, spaced
+    from sidestep.models import exits_of, load_prompts, spaced
     from sidestep.report.pictures import check_writable, save_figure
 
     counts, batches, budgets = steps or [10, 20, 50], batch or [1, 8, 32], threshold or BUDGETS
@@ -336,6 +342,9 @@ def exits(
         guidance=guidance, seed=seed, prompts=prompts, subset=subset, steps=min(counts),
         batch=min(batches), threshold=min(budgets),
     )  # fmt: skip
+    exits = exits or exits_of(model)
+    if exits is None:
+        raise UserError(f"--exits: expected a file, as the folder of {model} has none of its own")
     if (faithful_model is None) != (faithful_exits is None):
         raise UserError("--faithful-model and --faithful-exits: expected both or none")
     check_writable(out)

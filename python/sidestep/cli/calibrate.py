@@ -73,7 +73,7 @@ def calibrate(
             f"--method: got {method.value}, expected adaptive or early-exit, which have a threshold"
         )
     settings = common.method_settings(
-        method, mode=mode, max_skip=max_skip, exits=exits, reuse=reuse
+        method, mode=mode, max_skip=max_skip, exits=exits, reuse=reuse, model=model
     )
     question = Question(
         target=Wanted.parse(target), confidence=confidence, method=settings,

@@ -105,7 +105,11 @@ Iterations = Annotated[
     int | None, typer.Option(help="SRDS: most iterations. As many as blocks if not given.")
 ]
 Exits = Annotated[
-    Path | None, typer.Option(help="Early exit: the file that `sidestep train exits` wrote.")
+    Path | None,
+    typer.Option(
+        help="Early exit: the file that `sidestep train exits` wrote. Default: the one in the "
+        "model's folder."
+    ),
 ]
 Reuse = Annotated[
     float | None,
@@ -216,12 +220,14 @@ def method_settings(
     iterations: int | None = None,
     exits: Path | None = None,
     reuse: float | None = None,
+    model: str = "",
 ) -> Adaptive | SRDS | EarlyExit | None:
     """The settings of a method; None for the plain loop, and for `auto`, which is not decided yet.
 
     Raises:
         UserError: A setting is out of its range, or belongs to another method.
     """
+    from sidestep.models import exits_of
     from sidestep.runtime.methods.adaptive import Adaptive
     from sidestep.runtime.methods.early_exit import FORETELLING, EarlyExit
     from sidestep.runtime.methods.srds import SRDS
@@ -249,8 +255,12 @@ def method_settings(
                 calibration=None if calibration is None else str(calibration),
             )  # fmt: skip
         if method is Method.early_exit:
+            exits = exits or exits_of(model)
             if exits is None:
-                raise UserError("--exits: expected the file that `sidestep train exits` wrote")
+                raise UserError(
+                    "--exits: expected the file that `sidestep train exits` wrote, as there is no "
+                    f"exits.safetensors in the folder of {model}"
+                )
             skips = FORETELLING if mode == "sample" else None
             return EarlyExit(
                 exits=exits, mode=mode, threshold=threshold, calibration=calibration,

@@ -57,7 +57,7 @@ def compare(
     texts = common.gather_prompts(prompts, prompt_file, default="novel")
     settings = common.method_settings(
         method, mode=mode, threshold=threshold, max_skip=max_skip, calibration=calibration,
-        blocks=blocks, tolerance=tolerance, iterations=iterations, exits=exits,
+        blocks=blocks, tolerance=tolerance, iterations=iterations, exits=exits, model=model,
     )  # fmt: skip
     check_writable(out)
     pipe = load_pipeline(model, getattr(torch, dtype.value), device.value)

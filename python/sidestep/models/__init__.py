@@ -1,4 +1,4 @@
-"""The model that ships with the package, its prompts, and loading a pipeline by name or folder."""
+"""The models that ship with the package, its prompts, and loading a pipeline by name or folder."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import torch
 
 _FOLDER = Path(__file__).parent
-BUNDLED = {"emoji-sd": _FOLDER / "emoji-sd"}
+BUNDLED = {name: _FOLDER / name for name in ("emoji-sd", "emoji-dit")}
 _LOADING = (OSError, ValueError, KeyError, AttributeError, RuntimeError, SafetensorError)
 """What diffusers raises for missing files, wrong configs and weights of another size."""
 
@@ -60,6 +60,12 @@ def load_pipeline(model: str, dtype: torch.dtype | None = None, device: str = "c
     return pipe
 
 
+def exits_of(model: str) -> Path | None:
+    """The exits file in a model's folder, where `EarlyExit` finds what it was trained for."""
+    path = BUNDLED.get(model, Path(model)) / "exits.safetensors"
+    return path if path.is_file() else None
+
+
 def _device(name: str) -> str:
     """``cpu`` or ``cuda`` for ``auto`` and for names torch knows.
 
@@ -82,7 +88,7 @@ def _components(folder: Path) -> str:
 def load_prompts(source: str) -> list[str]:
     """Prompts, one a line, from a file or from a bundled set (``novel``, ``trained``).
 
-    ``novel`` are the 64 prompts the bundled model never saw, on which claims are made; of the
+    ``novel`` are the 64 prompts the bundled models never saw, on which claims are made; of the
     trained captions 64 are taken, evenly spaced.
 
     Raises:
