@@ -6,10 +6,13 @@ set(config_dir "${CMAKE_INSTALL_LIBDIR}/cmake/sidestep")
 install(TARGETS sidestep EXPORT sidestepTargets
   LIBRARY DESTINATION ${CMAKE_INSTALL_LIBDIR} ARCHIVE DESTINATION ${CMAKE_INSTALL_LIBDIR})
 install(FILES
+  csrc/include/sidestep/engine.h
   csrc/include/sidestep/graphs.h
   csrc/include/sidestep/parareal.h
+  csrc/include/sidestep/plan.h
   csrc/include/sidestep/scheduler.h
   csrc/include/sidestep/sidestep.h
+  csrc/include/sidestep/sidestep.hpp
   DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}/sidestep)
 install(EXPORT sidestepTargets NAMESPACE sidestep:: DESTINATION ${config_dir})
 

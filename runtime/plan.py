@@ -126,7 +126,7 @@ class Plan:
 
     def _compute_digest(self) -> str:
         head = (self.name, self.initial_scale.hex(), self.threshold)
-        digest = hashlib.sha256(repr(head).encode())
+        digest = hashlib.sha256(ascii(head).encode())
         for key in _ARRAYS:
             value = getattr(self, key)
             digest.update(b"-" if value is None else repr(value.shape).encode() + value.tobytes())

@@ -13,30 +13,35 @@ using sidestep::guarded;
 extern "C" {
 
 sidestep_status sidestep_solver_step(const sidestep_solver_step_args* args) {
-  return guarded([&] { return sidestep::cpu_solver_step(*args); });
+  return guarded("solver_step", {{"args", args}}, [&] { return sidestep::cpu_solver_step(*args); });
 }
 
 sidestep_status sidestep_difference_gram(const sidestep_difference_gram_args* args) {
-  return guarded([&] { return sidestep::cpu_difference_gram(*args); });
+  return guarded("difference_gram", {{"args", args}},
+                 [&] { return sidestep::cpu_difference_gram(*args); });
 }
 
 sidestep_status sidestep_parareal_correct(const sidestep_parareal_correct_args* args) {
-  return guarded([&] { return sidestep::cpu_parareal_correct(*args); });
+  return guarded("parareal_correct", {{"args", args}},
+                 [&] { return sidestep::cpu_parareal_correct(*args); });
 }
 
 sidestep_status sidestep_cuda_solver_step(const sidestep_solver_step_args* args, void* workspace,
                                           void* stream) {
-  return guarded([&] { return sidestep::cuda_solver_step(*args, workspace, stream); });
+  return guarded("solver_step", {{"args", args}},
+                 [&] { return sidestep::cuda_solver_step(*args, workspace, stream); });
 }
 
 sidestep_status sidestep_cuda_difference_gram(const sidestep_difference_gram_args* args,
                                               void* workspace, void* stream) {
-  return guarded([&] { return sidestep::cuda_difference_gram(*args, workspace, stream); });
+  return guarded("difference_gram", {{"args", args}},
+                 [&] { return sidestep::cuda_difference_gram(*args, workspace, stream); });
 }
 
 sidestep_status sidestep_cuda_parareal_correct(const sidestep_parareal_correct_args* args,
                                                void* workspace, void* stream) {
-  return guarded([&] { return sidestep::cuda_parareal_correct(*args, workspace, stream); });
+  return guarded("parareal_correct", {{"args", args}},
+                 [&] { return sidestep::cuda_parareal_correct(*args, workspace, stream); });
 }
 
 int64_t sidestep_cuda_solver_step_workspace(int64_t rows, int64_t dim) {
@@ -56,6 +61,7 @@ int32_t sidestep_abi_version(void) { return SIDESTEP_ABI_VERSION; }
 const char* sidestep_version(void) { return SIDESTEP_VERSION; }
 
 const char* sidestep_build_info(const char* key) {
+  if (key == nullptr) return nullptr;
   if (std::strcmp(key, "version") == 0) return SIDESTEP_VERSION;
   if (std::strcmp(key, "compiler") == 0) return SIDESTEP_COMPILER;
   if (std::strcmp(key, "cuda") == 0) return SIDESTEP_CUDA_INFO;

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <initializer_list>
 #include <mutex>
 #include <vector>
 
@@ -22,8 +23,9 @@ struct Handle {
 
 // Calls call(core) with the handle locked; Named is a Handle whose kIsNull says that there is none.
 template <typename Named, typename Call>
-sidestep_status locked(Named* handle, Call call) noexcept {
-  return guarded([&] {
+sidestep_status locked(Named* handle, const char* function, std::initializer_list<Pointer> pointers,
+                       Call call) noexcept {
+  return guarded(function, pointers, [&] {
     if (handle == nullptr) return invalid_argument("%s", Named::kIsNull);
     const std::lock_guard<std::mutex> lock(handle->mutex);
     return call(handle->core);

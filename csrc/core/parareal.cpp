@@ -11,6 +11,9 @@ Status PararealSchedule::check(const sidestep_parareal_options& options) {
     return invalid_argument("parareal: %" PRId64 " blocks, expected 1 to %d", options.blocks,
                             SIDESTEP_MAX_BLOCKS);
   }
+  if (options.bounds == nullptr) {
+    return invalid_argument("parareal: bounds is null, expected an address");
+  }
   for (int64_t i = 0; i <= options.blocks; ++i) {
     const int64_t least = i == 0 ? 0 : options.bounds[i - 1] + 1;
     // A trajectory of more steps than this is a mistake, and its sums could overflow.

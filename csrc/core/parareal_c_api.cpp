@@ -23,12 +23,13 @@ using Report = Status (PararealSchedule::*)(int64_t, int64_t,
 
 sidestep_status report(sidestep_parareal* handle, Report what, int64_t block, int64_t iterate,
                        sidestep_boundary* boundaries, int64_t* count) noexcept {
-  return locked(handle, [&](PararealSchedule& schedule) {
-    const std::vector<sidestep_boundary>* formed = nullptr;
-    const Status status = (schedule.*what)(block, iterate, &formed);
-    if (status.ok()) hand_over(*formed, boundaries, count);
-    return status;
-  });
+  return locked(handle, "parareal", {{"boundaries", boundaries}, {"count", count}},
+                [&](PararealSchedule& schedule) {
+                  const std::vector<sidestep_boundary>* formed = nullptr;
+                  const Status status = (schedule.*what)(block, iterate, &formed);
+                  if (status.ok()) hand_over(*formed, boundaries, count);
+                  return status;
+                });
 }
 
 }  // namespace
@@ -37,7 +38,7 @@ extern "C" {
 
 sidestep_status sidestep_parareal_create(const sidestep_parareal_options* options,
                                          sidestep_parareal** schedule) {
-  return guarded([&] {
+  return guarded("parareal_create", {{"options", options}, {"schedule", schedule}}, [&] {
     const Status status = PararealSchedule::check(*options);
     if (status.ok()) *schedule = new sidestep_parareal(*options);
     return status;
@@ -47,7 +48,8 @@ sidestep_status sidestep_parareal_create(const sidestep_parareal_options* option
 void sidestep_parareal_destroy(sidestep_parareal* schedule) { delete schedule; }
 
 sidestep_status sidestep_parareal_begin(sidestep_parareal* schedule, sidestep_chain* chain) {
-  return locked(schedule, [&](PararealSchedule& core) { return core.begin(chain); });
+  return locked(schedule, "parareal_begin", {{"chain", chain}},
+                [&](PararealSchedule& core) { return core.begin(chain); });
 }
 
 sidestep_status sidestep_parareal_coarse(sidestep_parareal* schedule, int64_t block,
@@ -62,25 +64,27 @@ sidestep_status sidestep_parareal_ended(sidestep_parareal* schedule, int64_t blo
 }
 
 sidestep_status sidestep_parareal_limit(sidestep_parareal* schedule, int64_t iterations) {
-  return locked(schedule, [&](PararealSchedule& core) { return core.limit(iterations); });
+  return locked(schedule, "parareal_limit", {},
+                [&](PararealSchedule& core) { return core.limit(iterations); });
 }
 
 sidestep_status sidestep_parareal_chain(sidestep_parareal* schedule, int64_t block, int64_t iterate,
                                         sidestep_chain* chain) {
-  return locked(schedule,
+  return locked(schedule, "parareal_chain", {{"chain", chain}},
                 [&](PararealSchedule& core) { return core.chain(block, iterate, chain); });
 }
 
 sidestep_status sidestep_parareal_finished(sidestep_parareal* schedule, int32_t* finished) {
-  return locked(schedule, [&](PararealSchedule& core) {
-    *finished = core.finished() ? 1 : 0;
-    return Status();
-  });
+  return locked(schedule, "parareal_finished", {{"finished", finished}},
+                [&](PararealSchedule& core) {
+                  *finished = core.finished() ? 1 : 0;
+                  return Status();
+                });
 }
 
 sidestep_status sidestep_parareal_cost(const sidestep_parareal_options* options,
                                        int64_t* evaluations) {
-  return guarded([&] {
+  return guarded("parareal_cost", {{"options", options}, {"evaluations", evaluations}}, [&] {
     const Status status = PararealSchedule::check(*options);
     if (status.ok()) *evaluations = sidestep::parareal_cost(*options);
     return status;
@@ -89,7 +93,7 @@ sidestep_status sidestep_parareal_cost(const sidestep_parareal_options* options,
 
 sidestep_status sidestep_parareal_simulate(const sidestep_parareal_options* options, int64_t width,
                                            sidestep_wavefront* wavefront) {
-  return guarded([&] {
+  return guarded("parareal_simulate", {{"options", options}, {"wavefront", wavefront}}, [&] {
     sidestep::Wavefront front;
     const Status status = sidestep::simulate_parareal(*options, width, &front);
     if (!status.ok()) return status;

@@ -19,6 +19,9 @@ Status check_size(const char* name, int64_t value, int64_t least) {
 }  // namespace
 
 Status RowScheduler::check(const sidestep_scheduler_options& options) {
+  if (options.buckets == nullptr) {
+    return invalid_argument("scheduler: buckets is null, expected an address");
+  }
   Status status = check_size("capacity", options.capacity, 1);
   if (status.ok()) status = check_size("queue", options.queue, 1);
   if (status.ok()) status = check_size("num_buckets", options.num_buckets, 1);

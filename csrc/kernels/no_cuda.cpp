@@ -1,4 +1,5 @@
-// Stands in for the GPU's launchers in a build without CUDA.
+// Stands in for what uses the GPU in a build without CUDA.
+#include "core/memory.h"
 #include "kernels/launch.h"
 
 namespace sidestep {
@@ -27,5 +28,6 @@ Status cuda_parareal_correct(const sidestep_parareal_correct_args&, void*, void*
 Status cuda_exit_decide(const ExitDecideArgs&, void*, void*) { return unavailable("exit_decide"); }
 
 Status cuda_exit_compact(const ExitCompactArgs&, void*) { return unavailable("exit_compact_"); }
+Status cuda_memory(std::unique_ptr<Memory>*) { return unavailable("engine"); }
 
 }  // namespace sidestep

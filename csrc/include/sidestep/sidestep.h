@@ -2,7 +2,10 @@
  *
  * Every function is safe to call from several threads at once. No exception crosses this boundary
  * and nothing is printed: a function returns a status, and sidestep_error() explains the last
- * failure of the calling thread. A call that fails has changed none of its arguments.
+ * failure of the calling thread. A call that fails has changed none of its arguments. A null
+ * address where one is needed is an error like any other; a handle that was destroyed is not
+ * detected, and neither is an array that is shorter than its comment says. sidestep.hpp is the same
+ * for C++17.
  */
 #ifndef SIDESTEP_SIDESTEP_H_
 #define SIDESTEP_SIDESTEP_H_
@@ -127,5 +130,10 @@ SIDESTEP_API int32_t sidestep_num_threads(void);
 #ifdef __cplusplus
 }
 #endif
+
+#include "sidestep/engine.h"
+#include "sidestep/parareal.h"
+#include "sidestep/plan.h"
+#include "sidestep/scheduler.h"
 
 #endif /* SIDESTEP_SIDESTEP_H_ */
