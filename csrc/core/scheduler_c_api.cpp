@@ -101,9 +101,14 @@ sidestep_status sidestep_scheduler_skipping(sidestep_scheduler* scheduler, sides
 
 sidestep_status sidestep_scheduler_advance(sidestep_scheduler* scheduler, const int64_t* slots,
                                            const uint8_t* compute, int64_t count, int32_t* states) {
-  return locked(scheduler, "scheduler_advance",
-                {{"slots", slots}, {"compute", compute}, {"states", states}},
-                [&](RowScheduler& core) { return core.advance(slots, compute, count, states); });
+  return locked(scheduler, "scheduler_advance", {}, [&](RowScheduler& core) {
+    Status status;
+    if (count != 0) {
+      status = sidestep::check_pointers(
+          "scheduler_advance", {{"slots", slots}, {"compute", compute}, {"states", states}});
+    }
+    return status.ok() ? core.advance(slots, compute, count, states) : status;
+  });
 }
 
 sidestep_status sidestep_scheduler_drop(sidestep_scheduler* scheduler, int64_t id, int32_t failed,

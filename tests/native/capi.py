@@ -38,13 +38,13 @@ def run(*command: str | Path, **settings: Any) -> str:
     return done.stdout
 
 
-def configured(name: str, *options: str, source: Path = ROOT) -> Path:
+def configured(name: str, *options: str) -> Path:
     """A build folder of the checkout, which later runs take up again."""
     folder = ROOT / "build" / name
     ninja = f"-DCMAKE_MAKE_PROGRAM={tool('ninja')}"
+    command = [tool("cmake"), "-S", ROOT, "-B", folder, "-G", "Ninja", ninja]
     environment = {**os.environ, "SIDESTEP_CUDA": "0"}
-    command = [tool("cmake"), "-S", source, "-B", folder, "-G", "Ninja", ninja, *options]
-    run(*command, env=environment)
+    run(*command, "-DSIDESTEP_TESTS=OFF", *options, env=environment)
     return folder
 
 

@@ -1,4 +1,6 @@
 /* The C API of sidestep: everything a C or C++ program needs, without Python and without torch.
+ * Here are statuses, kernels and the build; plan.h and engine.h are what a server embeds,
+ * scheduler.h and parareal.h the parts that work on numbers only.
  *
  * Every function is safe to call from several threads at once. No exception crosses this boundary
  * and nothing is printed: a function returns a status, and sidestep_error() explains the last
@@ -130,10 +132,5 @@ SIDESTEP_API int32_t sidestep_num_threads(void);
 #ifdef __cplusplus
 }
 #endif
-
-#include "sidestep/engine.h"
-#include "sidestep/parareal.h"
-#include "sidestep/plan.h"
-#include "sidestep/scheduler.h"
 
 #endif /* SIDESTEP_SIDESTEP_H_ */

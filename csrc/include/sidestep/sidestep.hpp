@@ -12,7 +12,7 @@
 #include <utility>
 #include <vector>
 
-#include "sidestep/sidestep.h"
+#include "sidestep/engine.h"
 
 namespace sidestep {
 inline namespace api {
