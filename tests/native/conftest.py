@@ -1,10 +1,21 @@
-"""Leaves the library as every test has found it."""
+"""An installed library for C programs, and the extension as every test has found it."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
+import capi
 import pytest
+
+
+@pytest.fixture(scope="session")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where `cmake --install` has put libsidestep."""
+    folder = capi.built("capi", "sidestep")
+    to = tmp_path_factory.mktemp("installed")
+    capi.run(capi.tool("cmake"), "--install", folder, "--prefix", to)
+    return to
 
 
 @pytest.fixture(autouse=True)

@@ -19,27 +19,18 @@ from sidestep.models import load_pipeline
 EXAMPLE = capi.ROOT / "examples/cpp"
 SHAPE, TEXT = (4, 16, 16), (24, 192)
 PROMPTS = {"frog": 7.5, "owl": 5.0, "cat": 1.0}
-# Relative to the largest number of a latent. ONNX Runtime and torch add the products of a convolution
-# in other orders: they differ by 4e-7 of the largest output in one call, and some steps of guidance
-# 7.5 take that up. Measured: 1e-6 to 3e-6.
-ONNX_TOLERANCE = 3e-5
+# Relative to the largest number of a latent. ONNX Runtime and torch add the products of a
+# convolution in other orders: they differ by 5e-7 of the largest output in one call, guidance
+# multiplies that, and every step passes it on. Measured: 3e-7 at scale 1, 2e-6 at 5, 1e-5 at 7.5.
+ONNX_TOLERANCE = 1e-4
 
 
 @pytest.fixture(scope="module")
-def prefix(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where `cmake --install` has put the library."""
-    folder = capi.built("capi", "sidestep")
-    to = tmp_path_factory.mktemp("installed")
-    capi.run(capi.tool("cmake"), "--install", folder, "--prefix", to)
-    return to
-
-
-@pytest.fixture(scope="module")
-def example(prefix: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def example(installed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The example's build folder, which has found the library by find_package."""
     folder = tmp_path_factory.mktemp("example")
     ninja = f"-DCMAKE_MAKE_PROGRAM={capi.tool('ninja')}"
-    at = f"-DCMAKE_PREFIX_PATH={prefix}"
+    at = f"-DCMAKE_PREFIX_PATH={installed}"
     capi.run(capi.tool("cmake"), "-S", EXAMPLE, "-B", folder, "-G", "Ninja", ninja, at)
     capi.run(capi.tool("cmake"), "--build", folder)
     return folder
@@ -51,9 +42,9 @@ def analytic(x: Tensor, t: Tensor, text: Tensor) -> Tensor:
     return 0.5 * x + offset[:, None, None, None]
 
 
-def test_an_installed_library_has_all_headers(prefix: Path) -> None:
-    installed = {path.name for path in (prefix / "include/sidestep").iterdir()}
-    assert installed == {path.name for path in (capi.ROOT / "csrc/include/sidestep").iterdir()}
+def test_an_installed_library_has_all_headers(installed: Path) -> None:
+    names = {path.name for path in (installed / "include/sidestep").iterdir()}
+    assert names == {path.name for path in (capi.ROOT / "csrc/include/sidestep").iterdir()}
 
 
 class Requests:
