@@ -15,11 +15,11 @@ class Buckets {
  public:
   static Status check(const int64_t* sizes, int64_t count) {
     for (int64_t i = 0; i < count; ++i) {
-      const int64_t least = i == 0 ? 1 : sizes[i - 1] + 1;
-      if (sizes[i] < least) {
-        return invalid_argument("scheduler: buckets[%" PRId64 "] is %" PRId64 ", expected %" PRId64
+      const int64_t before = i == 0 ? 0 : sizes[i - 1];
+      if (sizes[i] <= before) {
+        return invalid_argument("scheduler: buckets[%" PRId64 "] is %" PRId64 ", expected %" PRIu64
                                 " or more",
-                                i, sizes[i], least);
+                                i, sizes[i], static_cast<uint64_t>(before) + 1);
       }
     }
     return Status();

@@ -1,4 +1,4 @@
-"""Any input to the C API: a status and a sentence, no crash, no leak, nothing read out of bounds."""
+"""Any input to the C API: a status and a sentence, no crash, no leak, no bytes out of bounds."""
 
 from __future__ import annotations
 
