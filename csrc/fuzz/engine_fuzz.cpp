@@ -33,7 +33,7 @@ class Bytes {
   int64_t number(int64_t likely) {
     static const int64_t kStrange[] = {-1, 0, 1, 2, 3, 7, 1 << 20, INT32_MAX, INT64_MAX, INT64_MIN};
     const uint8_t choice = byte();
-    return choice < 200 ? likely : kStrange[choice % 10];
+    return choice < 240 ? likely : kStrange[choice % 10];
   }
   int32_t small(int64_t likely) { return static_cast<int32_t>(number(likely)); }
 
