@@ -11,6 +11,7 @@
 #include <utility>
 
 #include "fibres.h"
+#include "memory.h"
 #include "streams.h"
 
 #define __host__
