@@ -16,7 +16,7 @@ from sidestep.runtime.schedules import DiscreteVP
 from sidestep.runtime.solvers import find_solver
 
 SCHEDULE = DiscreteVP.from_betas(np.linspace(0.01, 0.1, 1000) ** 2)
-SECONDS = os.environ.get("SIDESTEP_FUZZ_SECONDS", "4")
+SECONDS = "4"
 
 
 @pytest.fixture(scope="module")
