@@ -2,46 +2,59 @@
 #include <cstring>
 
 #include "core/guarded.h"
+#include "core/profiler.h"
 #include "core/thread_pool.h"
 #include "core/version.h"
 #include "kernels/cpu/simd.h"
 #include "kernels/launch.h"
 #include "sidestep/sidestep.h"
 
+namespace {
+
 using sidestep::guarded;
+
+// An operator under the name of the range that Python has around it.
+template <typename Args, typename Call>
+sidestep_status marked(const char* name, const char* function, const Args* args,
+                       Call call) noexcept {
+  const sidestep::ProfilerRange range(name);
+  return guarded(function, {{"args", args}}, call);
+}
+
+}  // namespace
 
 extern "C" {
 
 sidestep_status sidestep_solver_step(const sidestep_solver_step_args* args) {
-  return guarded("solver_step", {{"args", args}}, [&] { return sidestep::cpu_solver_step(*args); });
+  return marked("step", "solver_step", args, [&] { return sidestep::cpu_solver_step(*args); });
 }
 
 sidestep_status sidestep_difference_gram(const sidestep_difference_gram_args* args) {
-  return guarded("difference_gram", {{"args", args}},
-                 [&] { return sidestep::cpu_difference_gram(*args); });
+  return marked("correct", "difference_gram", args,
+                [&] { return sidestep::cpu_difference_gram(*args); });
 }
 
 sidestep_status sidestep_parareal_correct(const sidestep_parareal_correct_args* args) {
-  return guarded("parareal_correct", {{"args", args}},
-                 [&] { return sidestep::cpu_parareal_correct(*args); });
+  return marked("correct", "parareal_correct", args,
+                [&] { return sidestep::cpu_parareal_correct(*args); });
 }
 
 sidestep_status sidestep_cuda_solver_step(const sidestep_solver_step_args* args, void* workspace,
                                           void* stream) {
-  return guarded("solver_step", {{"args", args}},
-                 [&] { return sidestep::cuda_solver_step(*args, workspace, stream); });
+  return marked("step", "solver_step", args,
+                [&] { return sidestep::cuda_solver_step(*args, workspace, stream); });
 }
 
 sidestep_status sidestep_cuda_difference_gram(const sidestep_difference_gram_args* args,
                                               void* workspace, void* stream) {
-  return guarded("difference_gram", {{"args", args}},
-                 [&] { return sidestep::cuda_difference_gram(*args, workspace, stream); });
+  return marked("correct", "difference_gram", args,
+                [&] { return sidestep::cuda_difference_gram(*args, workspace, stream); });
 }
 
 sidestep_status sidestep_cuda_parareal_correct(const sidestep_parareal_correct_args* args,
                                                void* workspace, void* stream) {
-  return guarded("parareal_correct", {{"args", args}},
-                 [&] { return sidestep::cuda_parareal_correct(*args, workspace, stream); });
+  return marked("correct", "parareal_correct", args,
+                [&] { return sidestep::cuda_parareal_correct(*args, workspace, stream); });
 }
 
 int64_t sidestep_cuda_solver_step_workspace(int64_t rows, int64_t dim) {

@@ -1,12 +1,15 @@
 // The C API of the row scheduler.
 #include "core/guarded.h"
 #include "core/handle.h"
+#include "core/profiler.h"
 #include "core/row_scheduler.h"
 #include "sidestep/scheduler.h"
 
 struct sidestep_scheduler : sidestep::Handle<sidestep::RowScheduler> {
   using Handle::Handle;
   static constexpr const char* kIsNull = "scheduler: the handle is null, expected a scheduler";
+
+  sidestep::OpenRanges model_calls;  // of the batches in flight, by ticket
 };
 
 namespace {
@@ -14,6 +17,7 @@ namespace {
 using sidestep::guarded;
 using sidestep::hand_over;
 using sidestep::locked;
+using sidestep::ProfilerRange;
 using sidestep::RowScheduler;
 using sidestep::Status;
 
@@ -59,11 +63,13 @@ sidestep_status sidestep_scheduler_next(sidestep_scheduler* scheduler, sidestep_
     const Status status = sidestep::check_pointers(
         "scheduler_next", {{"batch.rows", batch->rows}, {"batch.entries", batch->entries}});
     if (!status.ok()) return status;
+    const ProfilerRange range("next");
     const sidestep::Batch& chosen = core.next();
     hand_over(chosen.rows, batch->rows, &batch->num_rows);
     hand_over(chosen.entries, batch->entries, &batch->size);
     batch->num_entries = chosen.num_entries;
     batch->ticket = chosen.ticket;
+    if (!chosen.rows.empty()) scheduler->model_calls.begin({chosen.ticket, 0}, "model");
     return Status();
   });
 }
@@ -72,6 +78,8 @@ sidestep_status sidestep_scheduler_complete(sidestep_scheduler* scheduler, int64
                                             sidestep_row* rows, int64_t* count) {
   return locked(scheduler, "scheduler_complete", {{"rows", rows}, {"count", count}},
                 [&](RowScheduler& core) {
+                  scheduler->model_calls.end({ticket, 0});
+                  const ProfilerRange range("complete");
                   const std::vector<sidestep_row>* completed = nullptr;
                   const Status status = core.complete(ticket, &completed);
                   if (status.ok()) hand_over(*completed, rows, count);
@@ -83,6 +91,7 @@ sidestep_status sidestep_scheduler_fail(sidestep_scheduler* scheduler, int64_t t
                                         int64_t* count) {
   return locked(scheduler, "scheduler_fail", {{"ids", ids}, {"count", count}},
                 [&](RowScheduler& core) {
+                  scheduler->model_calls.end({ticket, 0});
                   const std::vector<int64_t>* failed = nullptr;
                   const Status status = core.fail(ticket, &failed);
                   if (status.ok()) hand_over(*failed, ids, count);
@@ -102,6 +111,7 @@ sidestep_status sidestep_scheduler_skipping(sidestep_scheduler* scheduler, sides
 sidestep_status sidestep_scheduler_advance(sidestep_scheduler* scheduler, const int64_t* slots,
                                            const uint8_t* compute, int64_t count, int32_t* states) {
   return locked(scheduler, "scheduler_advance", {}, [&](RowScheduler& core) {
+    const ProfilerRange range("advance");
     Status status;
     if (count != 0) {
       status = sidestep::check_pointers(
