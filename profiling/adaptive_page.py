@@ -4,8 +4,9 @@ With the oracle also adaptive-first.png.
 
     python profiling/adaptive_page.py            # all of it; goes on where it was interrupted
     python profiling/adaptive_page.py --quick    # 16 prompts and the main policies
-    python profiling/adaptive_page.py --reuse    # only the page and chart, from the JSON
     python profiling/adaptive_page.py --reuse --untimed    # seconds left out: a busy machine
+
+Its other options are in pages.py.
 
 Two processes of one thread each share the schedulers and steps; each keeps its results in
 build/adaptive, or build/adaptive-quick. 250 steps are measured for DDIM and few policies.
@@ -14,21 +15,17 @@ build/adaptive, or build/adaptive-quick. 250 steps are measured for DDIM and few
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
+import pages
 from parts import measure
 
 from sidestep.bench import adaptive_report as report
 from sidestep.bench.adaptive import SOLVERS
 from sidestep.bench.documents import write
 
-RESULTS = Path(__file__).resolve().parent.parent / "docs" / "results"
-QUICKLY = "--quick" in sys.argv
-"""Leaves out three quarters of the prompts, what decides nothing, and the 250 steps."""
-
-PARTS = RESULTS.parent.parent / "build" / ("adaptive-quick" if QUICKLY else "adaptive")
+BUILD = pages.ROOT / "build"
 COMMAND = ["bench", "adaptive"]
 LONG = "default,paper,uniform-linear,fewer-steps"
 """Families that are measured at 250 steps."""
@@ -43,10 +40,15 @@ JOBS = [
 FULL = "| policy | setting | calls | fewer calls | PSNR | 10th percentile | SSIM | wall-clock |"
 
 
-def part(options: list[str]) -> tuple[Path, list[str]]:
-    """The picture and the command line of one scheduler and number of steps."""
-    quickly = ["--prompts", "16", "--policies", QUICK] if QUICKLY else []
-    return PARTS / f"{options[1]}-{options[3]}.png", [*COMMAND, *options, *quickly]
+def parts(quick: bool) -> dict[Path, list[str]]:
+    """The picture and the command line of every scheduler and number of steps.
+
+    Quickly: three quarters of the prompts, what decides nothing, and the 250 steps are left out.
+    """
+    folder = BUILD / ("adaptive-quick" if quick else "adaptive")
+    less = ["--prompts", "16", "--policies", QUICK] if quick else []
+    jobs = JOBS[:-1] if quick else JOBS
+    return {folder / f"{job[1]}-{job[3]}.png": [*COMMAND, *job, *less] for job in jobs}
 
 
 def equal(document: dict[str, Any], solver: str, steps: int, images: int | None) -> list[str]:
@@ -150,17 +152,59 @@ def _first(document: dict[str, Any]) -> list[str]:
     return ["![The same on the first prompts, with oracle and modes](adaptive-first.png)", ""]
 
 
+SHOWN = {
+    "`Adaptive()`": ("default",),
+    "best fixed pattern": ("uniform-hold", "uniform-linear"),
+    "ZEUS": ("zeus",),
+    "SADA": ("sada",),
+    "DeepCache": ("deepcache",),
+    "fewer steps": ("fewer-steps",),
+}
+"""The columns of the README, and the families that each is the best of."""
+
+README_CALLS = {50: 20, 25: 15, 250: 25}
+SOLVER_NAMES = {"ddim": "DDIM", "euler": "Euler", "dpmsolver++": "DPM-Solver++ 2M"}
+
+
+def readme(document: dict[str, Any]) -> list[str]:
+    """The table of the README: every scheduler and number of steps, at one number of calls."""
+    lines = [f"| solver, steps | calls | {' | '.join(SHOWN)} |", "|---" * (2 + len(SHOWN)) + "|"]
+    for solver, steps in report.settings(document):
+        at = report.equal_calls(steps).index(README_CALLS[steps])
+        found = report.compared(document, solver, steps)
+        row = []
+        for families in SHOWN.values():
+            cells = [found[name][at] for name in families if name in found]
+            known = [cell for cell in cells if cell is not None]
+            row.append(f"{max(known)[0]:.1f} ({max(known)[1]:.1f})" if known else "-")
+        row[0] = "**{}** {}".format(*row[0].split())
+        name = f"{SOLVER_NAMES[solver]}, {steps}"
+        lines.append(f"| {name} | {README_CALLS[steps]} | {' | '.join(row)} |")
+    return lines
+
+
+def draw(document: dict[str, Any], folder: Path) -> None:
+    """PSNR against calls, over all prompts and over the oracle's."""
+    report.draw(document, folder / "adaptive.png")
+
+
+def measured(folder: Path, quick: bool) -> None:
+    """Leaves the document there; hours, and goes on where it was interrupted."""
+    write(measure(parts(quick)), folder / "adaptive.json")
+
+
+PAGE = pages.Page("adaptive", "adaptive_page", measured, page, draw, {"README.md": readme})
+
+
 def main() -> None:
     """Measures unless told to reuse, and writes the files."""
-    saved = RESULTS / "adaptive.json"
-    if "--reuse" not in sys.argv[1:]:
-        jobs = JOBS[:-1] if QUICKLY else JOBS
-        write(measure(dict(map(part, jobs))), saved)
-    document = json.loads(saved.read_text())
-    if "--untimed" in sys.argv[1:]:
-        write(without_seconds(document), saved)
-    report.draw(document, RESULTS / "adaptive.png")
-    (RESULTS / "adaptive.md").write_text(page(document))
+    parser = pages.parser(__doc__)
+    parser.add_argument("--untimed", action="store_true", help="with --reuse: without seconds")
+    options = parser.parse_args()
+    if options.untimed:
+        saved = options.out / "adaptive.json"
+        write(without_seconds(json.loads(saved.read_text())), saved)
+    pages.make(PAGE, options)
 
 
 if __name__ == "__main__":

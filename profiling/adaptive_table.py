@@ -1,6 +1,9 @@
 """Regenerates docs/results/adaptive-paper.{json,md}: the paper mode beside the plain pipeline.
 
-    python profiling/adaptive_table.py
+    python profiling/adaptive_table.py            # about an hour on two cores
+    python profiling/adaptive_table.py --quick    # DDIM at 50 steps
+
+Its other options are in pages.py.
 
 DDIM, Euler and DPM-Solver++ 2M at 50 and 25 steps, on 64 novel prompts and 64 trained captions at
 guidance 7.5, each by one run of ``sidestep compare --json``.
@@ -15,7 +18,10 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-RESULTS = Path(__file__).resolve().parent.parent / "docs" / "results"
+import pages
+
+from sidestep.runtime.files import write_whole
+
 SOLVERS = ("DDIMScheduler", "EulerDiscreteScheduler", "DPMSolverMultistepScheduler")
 HEADER = (
     "| prompts | solver | steps | calls | fewer calls | speed-up | PSNR | 10th percentile | SSIM |"
@@ -66,19 +72,19 @@ def page(documents: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def main() -> None:
-    """Runs everything; both files are brought up to date after every run."""
-    RESULTS.mkdir(parents=True, exist_ok=True)
+def measured(folder: Path, quick: bool) -> None:
+    """Runs everything; the document is brought up to date after every run."""
     documents = []
-    for prompts in ("novel", "trained"):
-        for steps in (50, 25):
-            for solver in SOLVERS:
+    for prompts in ("novel",) if quick else ("novel", "trained"):
+        for steps in (50,) if quick else (50, 25):
+            for solver in SOLVERS[:1] if quick else SOLVERS:
                 documents.append(measure(prompts, solver, steps))
                 text = json.dumps(documents, indent=1) + "\n"
-                (RESULTS / "adaptive-paper.json").write_text(text)
-                (RESULTS / "adaptive-paper.md").write_text(page(documents))
-                print(row(documents[-1]), flush=True)
+                write_whole(folder / "adaptive-paper.json", text.encode())
+                sys.stderr.write(row(documents[-1]) + "\n")
 
+
+PAGE = pages.Page("adaptive-paper", "adaptive_table", measured, page, lambda *_: None)
 
 if __name__ == "__main__":
-    main()
+    pages.make(PAGE, pages.parser(__doc__).parse_args())

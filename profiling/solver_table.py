@@ -1,7 +1,9 @@
 """Regenerates docs/results/solvers.{json,md,png}: every solver and grid against a reference.
 
-python profiling/solver_table.py            # about 20 minutes on two cores
-python profiling/solver_table.py --reuse    # only the page, from the JSON that is there
+    python profiling/solver_table.py            # about 20 minutes on two cores
+    python profiling/solver_table.py --quick    # one prompt, 25 calls, a reference of 100
+
+Its other options are in pages.py.
 """
 
 from __future__ import annotations
@@ -12,18 +14,24 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pages
+
 from sidestep.bench.solvers import chart
 from sidestep.report.pictures import save_figure
+from sidestep.runtime.files import write_whole
 
-RESULTS = Path(__file__).resolve().parent.parent / "docs" / "results"
 COMMAND = ["bench", "solvers", "--prompts", "3"]
 
 
-def measure() -> dict[str, Any]:
-    """One run of the command line, as its JSON object."""
-    picture = str(RESULTS / "solvers.png")
-    command = [sys.executable, "-m", "sidestep", *COMMAND, "--json", "--out", picture]
-    return json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)
+QUICKLY = ["--prompts", "1", "--reference-steps", "100", "--calls", "25"]
+
+
+def measured(folder: Path, quick: bool) -> None:
+    """One run of the command line, and its JSON object."""
+    options = [*COMMAND, *(QUICKLY if quick else []), "--json"]
+    command = [sys.executable, "-m", "sidestep", *options, "--out", str(folder / "solvers.png")]
+    document = json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)
+    write_whole(folder / "solvers.json", (json.dumps(document, indent=1) + "\n").encode())
 
 
 def table(rows: list[dict[str, Any]]) -> list[str]:
@@ -71,18 +79,12 @@ def page(document: dict[str, Any]) -> str:
     return "\n".join([*lines, ""])
 
 
-def main() -> None:
-    """Measures unless told to reuse, and writes the files."""
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    saved = RESULTS / "solvers.json"
-    if "--reuse" in sys.argv[1:]:
-        document = json.loads(saved.read_text())
-        save_figure(chart(document), RESULTS / "solvers.png")
-    else:
-        document = measure()
-        saved.write_text(json.dumps(document, indent=1) + "\n")
-    (RESULTS / "solvers.md").write_text(page(document))
+def draw(document: dict[str, Any], folder: Path) -> None:
+    """PSNR against model calls."""
+    save_figure(chart(document), folder / "solvers.png")
 
+
+PAGE = pages.Page("solvers", "solver_table", measured, page, draw)
 
 if __name__ == "__main__":
-    main()
+    pages.make(PAGE, pages.parser(__doc__).parse_args())

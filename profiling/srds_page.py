@@ -2,7 +2,8 @@
 
     python profiling/srds_page.py            # all of it, hours; goes on where it was interrupted
     python profiling/srds_page.py --quick    # 8 prompts, 25 and 100 steps
-    python profiling/srds_page.py --reuse    # only the page and its charts, from the JSON
+
+Its other options are in pages.py.
 
 Two processes of one thread each share the numbers of steps and the prompt sets; each keeps its
 results in build/srds, or build/srds-quick.
@@ -10,11 +11,10 @@ results in build/srds, or build/srds-quick.
 
 from __future__ import annotations
 
-import json
-import sys
 from pathlib import Path
 from typing import Any
 
+import pages
 from parts import measure
 
 from sidestep.bench import srds_report as report
@@ -24,13 +24,10 @@ from sidestep.bench.srds_picard import PUBLISHED
 from sidestep.bench.srds_processes_report import section
 from sidestep.bench.srds_results import GOOD, ROUNDING
 
-ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "docs" / "results"
-QUICKLY = "--quick" in sys.argv[1:]
-PARTS = ROOT / "build" / ("srds-quick" if QUICKLY else "srds")
+BUILD = pages.ROOT / "build"
 COMMAND = ["bench", "srds", "--coarse", "krylov", "--coarse", "hold"]
 TOGETHER = "bench srds --processes 2 --prompts 4 --steps 25 --steps 100 --set novel --paradigms 0"
-COUNTS = (25, 100) if QUICKLY else STEPS
+QUICK_STEPS = (25, 100)
 LONG = 150
 """Steps from which on a second tolerance of ParaDiGMS is left out."""
 
@@ -39,19 +36,25 @@ LOOSE = 100
 which with one under it. From there on the plain coarse solver is left out."""
 
 
-def options(steps: int) -> list[str]:
+def options(steps: int, quick: bool) -> list[str]:
     """What one number of steps is measured with; some is left out where it takes too long."""
-    command = [*(COMMAND if steps < LOOSE or QUICKLY else COMMAND[:4]), "--paradigms", "4"]
+    command = [*(COMMAND if steps < LOOSE or quick else COMMAND[:4]), "--paradigms", "4"]
     tolerances = ("0.1", "0.03") if steps < LOOSE else ("0.3", "0.1")
     for tolerance in tolerances if steps < LONG else (f"{PUBLISHED:g}",):
         command = [*command, "--paradigms-tolerance", tolerance]
-    return [*command, "--prompts", "8"] if QUICKLY else command
+    return [*command, "--prompts", "8"] if quick else command
 
 
-def part(steps: int, name: str) -> tuple[Path, list[str]]:
-    """The picture and the command line of one number of steps and prompt set."""
-    command = [*options(steps), "--iterates", "0", "--steps", str(steps), "--set", name]
-    return PARTS / f"{name}-{steps}.png", command
+def parts(quick: bool) -> dict[Path, list[str]]:
+    """The picture and the command line of every number of steps and prompt set."""
+    folder = BUILD / ("srds-quick" if quick else "srds")
+    return {
+        folder / f"{name}-{steps}.png": [
+            *options(steps, quick), "--iterates", "0", "--steps", str(steps), "--set", name,
+        ]
+        for steps in sorted(QUICK_STEPS if quick else STEPS)
+        for name in SETS
+    }  # fmt: skip
 
 
 def tables(document: dict[str, Any]) -> list[str]:
@@ -125,22 +128,45 @@ def settings_of(document: dict[str, Any]) -> Settings:
     )
 
 
-def main() -> None:
-    """Measures unless told to reuse, and writes the files."""
-    saved = RESULTS / "srds.json"
-    reuse = "--reuse" in sys.argv[1:]
-    if not reuse:
-        jobs = [part(steps, name) for steps in sorted(COUNTS) for name in SETS]
-        found = measure(dict(jobs))
-        beside = measure({PARTS / "processes-2.png": TOGETHER.split()})  # with nothing beside it
-        found["results"] += beside["results"]
-        write(found, saved)
-    document = json.loads(saved.read_text())
-    picture = RESULTS / "srds.png"
-    shown = 0 if reuse and picture.with_name("srds-iterates.png").exists() else 3
+def draw(document: dict[str, Any], folder: Path) -> None:
+    """The charts; the iterates are made again only where there are none."""
+    picture = folder / "srds.png"
+    shown = 0 if picture.with_name("srds-iterates.png").exists() else 3
     report.draw(document, settings_of(document), picture, shown)
-    (RESULTS / "srds.md").write_text(page(document))
 
+
+def measured(folder: Path, quick: bool) -> None:
+    """Leaves the document there; hours, and goes on where it was interrupted."""
+    jobs = parts(quick)
+    found = measure(jobs)
+    together = next(iter(jobs)).with_name("processes-2.png")
+    found["results"] += measure({together: TOGETHER.split()})["results"]  # with nothing beside it
+    write(found, folder / "srds.json")
+    (folder / "srds-iterates.png").unlink(missing_ok=True)
+
+
+KINDS = {"novel": "novel", "trained": "trained captions"}
+SHOWN = (
+    "steps", "prompts", "N / ticks", "target", f"{GOOD:g} dB or more", "iterations", "worst tenth",
+    "evaluations / N", "estimate honest",
+)  # fmt: skip
+
+
+def defaults(document: dict[str, Any]) -> list[str]:
+    """The table of docs/srds.md: the default, for every number of steps and prompt set."""
+    lines = [f"| {' | '.join(SHOWN)} |", "|---" * len(SHOWN) + "|"]
+    for r in sorted(report.default_entries(document), key=lambda r: (r["steps"], r["set"])):
+        target = report.TARGETS.get((r["set"], r["steps"]))
+        lines.append(
+            f"| {r['steps']} | {r['prompts']} {KINDS[r['set']]} | {r['depth']:.2f} "
+            f"| {'-' if target is None else f'{target:g}'} | {r['good']:.0%} "
+            f"| {r['iterations']:.1f} | {r['psnr_p10']:.1f} dB | {r['nfe'] / r['steps']:.1f} "
+            f"| {r['honest']:.0%} |"
+        )
+    return lines
+
+
+PAGE = pages.Page("srds", "srds_page", measured, page, draw, {"docs/srds.md": defaults})
 
 if __name__ == "__main__":
-    main()
+    pages.make(PAGE, pages.parser(__doc__).parse_args())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
 from enum import Enum
 from functools import partial
 from pathlib import Path
@@ -365,3 +367,47 @@ def exits(
         return
     report.print_report(document)
     print(f"chart: {out}; results: {out.with_suffix('.json')}")
+
+
+@app.command("all")
+def every(
+    only: Annotated[
+        list[str] | None, typer.Option(help="One of those of --list (repeat). Default: all.")
+    ] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Smaller ones: whether all works, not what it gives.")
+    ] = False,
+    listed: Annotated[
+        bool, typer.Option("--list", help="Only say what would be run, and about how long.")
+    ] = False,
+    out: Annotated[
+        Path, typer.Option(help="The folder to write into; docs/results to publish.")
+    ] = (Path("sidestep-bench")),
+    as_json: common.Json = False,
+) -> None:
+    """Measures everything that the README and the docs quote, one after the other: hours.
+
+    One that fails does not stop the others; the exit code is 1 then.
+    """
+    from sidestep.bench import everything
+    from sidestep.report.pictures import check_folder
+
+    chosen = everything.choose(only or [])
+    if listed:
+        lines = [
+            f"{suite.name}: about {everything.minutes(suite, quick):g} min, "
+            f"{shlex.join(everything.command_of(suite, out, quick)[1:])}"
+            for suite in chosen
+        ]
+        print("\n".join(lines))
+        return
+    check_folder(out)
+    document = everything.run(
+        chosen, out, quick, lambda line: sys.stderr.write(f"bench all: {line}\n")
+    )
+    if as_json:
+        common.print_json(document)
+    failed = [result["name"] for result in document["results"] if result["failed"]]
+    if failed:
+        sys.stderr.write(f"bench all: {len(failed)} failed: {', '.join(failed)}\n")
+        raise typer.Exit(1)
