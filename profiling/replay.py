@@ -1,7 +1,7 @@
 """Captures one real model call of a generation into a file, and makes it again.
 
     python profiling/replay.py capture call.safetensors --steps 10 --step 3
-    python profiling/replay.py run call.safetensors --repeats 20
+    python profiling/replay.py run call.safetensors --repeats 20 --picture replay.png
 
 The file holds every tensor of the call's arguments and of its output, and beside them the structure
 of the arguments and which model it was. `run` says whether the output is the same, and how long a
@@ -16,7 +16,7 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from torch.utils._pytree import tree_leaves
 
 from sidestep.errors import UserError
 from sidestep.models import load_pipeline, load_prompts
+from sidestep.report.pictures import BLUE, ORANGE, check_writable, save_figure
 from sidestep.runtime.files import write_whole
 
 WARM_UP = 3
@@ -129,14 +130,34 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     return told, tensors
 
 
-def run(path: Path, repeats: int, device: str) -> None:
+def draw(seconds: Sequence[float], title: str, out: Path) -> None:
+    """Every repeat's time in order, and the median: a drift or an outlier is seen at once."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axis = plt.subplots(figsize=(8, 2.4), layout="constrained")
+    axis.plot(range(1, len(seconds) + 1), [1000 * s for s in seconds], "o", color=BLUE)
+    median = 1000 * statistics.median(seconds)
+    axis.axhline(median, color=ORANGE, label=f"median {median:.2f} ms")
+    axis.set(title=title, xlabel="call", ylabel="ms", ylim=(0, 1100 * max(seconds)))
+    axis.legend(fontsize=8, frameon=False, loc="lower right")
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.title.set_fontsize(9)
+    save_figure(figure, out)
+
+
+def run(path: Path, repeats: int, device: str, picture: Path | None) -> None:
     """Makes the call again.
 
     Raises:
-        UserError: The file holds no call.
+        UserError: The file holds no call, or the picture cannot be written.
     """
     if repeats < 1:
         raise UserError(f"--repeats: got {repeats}, expected 1 or more")
+    if picture is not None:
+        check_writable(picture)
     told, tensors = read(path)
     pipe = load_pipeline(told["model"], getattr(torch, told["dtype"]), device)
     network, cuda = getattr(pipe, told["network"]), pipe.device.type == "cuda"
@@ -163,8 +184,11 @@ def run(path: Path, repeats: int, device: str) -> None:
             torch.cuda.profiler.stop()
     difference = (output.float() - there["output"].float()).abs().max().item()
     same = "the same bits" if torch.equal(output, there["output"]) else f"within {difference:.2e}"
+    what = f"{told['network']} of {told['model']} on {pipe.device}, step {told['step']}"
+    if picture is not None:
+        draw(seconds, what, picture)
     print(
-        f"{told['network']} of {told['model']} on {pipe.device}, step {told['step']}: {same}; "
+        f"{what}: {same}; "
         f"{1000 * statistics.median(seconds):.2f} ms a call, the median of {repeats}"
     )
 
@@ -183,12 +207,13 @@ def main(arguments: list[str] | None = None) -> None:
     capturing.add_argument("--steps", type=int, default=10)
     capturing.add_argument("--step", type=int, default=0)
     running.add_argument("--repeats", type=int, default=10)
+    running.add_argument("--picture", type=Path, help="every call's time (PNG)")
     o = parser.parse_args(arguments)
     try:
         if o.command == "capture":
             capture(o.file, o.model, o.steps, o.step, o.device, o.dtype)
         else:
-            run(o.file, o.repeats, o.device)
+            run(o.file, o.repeats, o.device, o.picture)
     except UserError as error:
         sys.stderr.write(f"replay: {error}\n")
         sys.exit(2)

@@ -117,9 +117,9 @@ def test_profiling(
 def test_what_profiling_names_is_there() -> None:
     page = (DOCS / "profiling.md").read_text()
     scripts = set(re.findall(r"profiling/\w+\.(?:py|sh)", page))
-    assert len(scripts) == 5 and all((DOCS.parent / script).is_file() for script in scripts)
+    assert len(scripts) == 6 and all((DOCS.parent / script).is_file() for script in scripts)
     pictures = re.findall(r"!\[.*\]\((.*)\)", page)
-    assert len(pictures) == 2 and all((DOCS / picture).is_file() for picture in pictures)
+    assert len(pictures) == 4 and all((DOCS / picture).is_file() for picture in pictures)
 
 
 def test_the_roofline_of_the_page() -> None:

@@ -37,15 +37,6 @@ OPTIONS = [
 SANITIZERS = ("address,undefined", "thread")
 
 
-def toolkit() -> Path | None:
-    """Finds the CUDA toolkit as csrc/cuda.cmake does."""
-    places = (os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), "/usr/local/cuda")
-    for place in places:
-        if place and (Path(place) / "include/cuda_runtime.h").exists():
-            return Path(place)
-    return None
-
-
 @functools.cache
 def _fixed_addresses() -> tuple[str, ...]:
     """What starts a program at the same addresses each time, where it may be started so.

@@ -13,7 +13,8 @@ from pathlib import Path
 import cuda_calls
 import pytest
 import torch
-from cuda_calls import ROOT, SHIM, compiled, linked, run, toolkit
+from cuda_calls import ROOT, SHIM, compiled, linked, run
+from cuda_toolkit import toolkit
 
 GRAPHS = [
     *(ROOT / "csrc/graphs" / f"{name}.cpp" for name in ("graph", "graph_cache", "graphs_c_api")),

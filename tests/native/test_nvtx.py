@@ -15,6 +15,7 @@ import sysconfig
 from pathlib import Path
 
 import pytest
+from cuda_toolkit import toolkit
 
 ROOT = Path(__file__).resolve().parents[2]
 HERE = ROOT / "tests/native/nvtx"
@@ -35,11 +36,8 @@ for _ in range(2):
 
 def include() -> Path:
     """The folder that holds NVTX's header: the toolkit's, or that of torch's CUDA packages."""
-    places = [
-        Path(place) / "include"
-        for place in (os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), "/usr/local/cuda")
-        if place
-    ]
+    root = toolkit()
+    places = [] if root is None else [root / "include"]
     places += Path(sysconfig.get_path("purelib")).glob("nvidia/*/include")
     for place in places:
         if (place / HEADER).is_file():

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 REPLAY = Path(__file__).resolve().parents[2] / "profiling" / "replay.py"
@@ -32,10 +33,13 @@ def test_the_file_holds_the_call(captured: Path) -> None:
     assert tensors["kwargs.encoder_hidden_states"].shape[0] == 2
 
 
-def test_replay_equals_the_original(captured: Path) -> None:
-    done = _run("run", str(captured), "--repeats", "1", "--device", "cpu")
+def test_replay_equals_the_original(captured: Path, tmp_path: Path) -> None:
+    picture = tmp_path / "replay.png"
+    options = ("--repeats", "2", "--device", "cpu", "--picture", str(picture))
+    done = _run("run", str(captured), *options)
     assert done.returncode == 0, done.stderr
     assert "unet of emoji-sd on cpu, step 1: the same bits; " in done.stdout
+    assert Image.open(picture).width > 500
 
 
 def test_another_input_is_another_output(captured: Path, tmp_path: Path) -> None:
@@ -57,6 +61,7 @@ def test_bad_input_is_one_sentence(tmp_path: Path) -> None:
         (("run", str(file)), "holds no call, expected a file of `replay.py capture`"),
         (("run", str(tmp_path / "none")), "cannot be read"),
         (("run", str(file), "--repeats", "0"), "--repeats: got 0, expected 1 or more"),
+        (("run", str(file), "--picture", "x.txt"), "x.txt ends in '.txt', expected .png"),
         (("capture", str(file), "--step", "10"), "--step: got 10, expected 0 to 9"),
     ]:
         done = _run(*arguments)

@@ -2,7 +2,7 @@
 
 Each is one command, run in a folder of its own choosing by `sidestep.bench.everything`.  The pages
 are made from the documents by the scripts named here, with ``--reuse``; ``profiling/figures.py``
-checks what else is quoted.  (docs/kernels.md is computed, not measured: ``sidestep evidence``.)
+checks what else is quoted.  (docs/kernels.md is computed, not measured: ``profiling/evidence.py``.)
 """
 
 from __future__ import annotations

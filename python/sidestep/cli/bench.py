@@ -402,12 +402,14 @@ def every(
         print("\n".join(lines))
         return
     check_folder(out)
-    document = everything.run(
-        chosen, out, quick, lambda line: sys.stderr.write(f"bench all: {line}\n")
-    )
+
+    def tell(line: str) -> None:
+        sys.stderr.write(f"bench all: {line}\n")
+
+    document = everything.run(chosen, out, quick, tell)
     if as_json:
         common.print_json(document)
     failed = [result["name"] for result in document["results"] if result["failed"]]
     if failed:
-        sys.stderr.write(f"bench all: {len(failed)} failed: {', '.join(failed)}\n")
+        tell(f"{len(failed)} failed: {', '.join(failed)}")
         raise typer.Exit(1)
