@@ -5,7 +5,9 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
+from PIL import Image
 
 PROFILING = Path(__file__).resolve().parents[2] / "profiling"
 
@@ -65,3 +67,16 @@ def test_command() -> None:
     refused = _run("4x-64")
     assert refused.returncode == 2 and refused.stdout == ""
     assert refused.stderr == "roofline: LATENT: got '4x-64', expected sizes such as 4x64x64\n"
+
+
+def test_the_chart(roofline: ModuleType, tmp_path: Path) -> None:
+    import roofline_chart
+
+    rates = roofline_chart.attainable(roofline.GPUS[0], np.array([1.0, 4.0, 100.0]))
+    np.testing.assert_allclose(rates, [2.039e12, 4 * 2.039e12, 19.5e12 / 2])
+    (axis,) = roofline_chart.chart().axes
+    texts = [text.get_text() for text in axis.texts]
+    assert len(texts) == 5 and "difference_gram, 3 vectors, fp32" in texts
+    command = [sys.executable, str(PROFILING / "roofline_chart.py"), str(tmp_path / "x.png")]
+    assert subprocess.run(command).returncode == 0
+    assert Image.open(tmp_path / "x.png").width > 500

@@ -339,7 +339,7 @@ def test_plans_share_the_table_and_leave_it() -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine")
 def test_on_a_gpu() -> None:
     engine = Engine(SHAPE, capacity=7, buckets=(1, 2, 4, 8, 12), device="cuda")
     made = requests(12, methods=(None, Adaptive(mode="paper", threshold=0.3)))
