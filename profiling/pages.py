@@ -74,7 +74,7 @@ def make(page: Page, options: argparse.Namespace) -> None:
     document = json.loads(saved.read_text())
     page.draw(document, options.out)
     write_whole(saved.with_suffix(".md"), page.text(document).encode())
-    if options.out == RESULTS:
+    if options.out.resolve() == RESULTS:
         for path, text in _tables(page, document, options.root).items():
             write_whole(path, text.encode())
 

@@ -36,6 +36,15 @@ def test_a_page_says_what_its_document_says(script: str) -> None:
     assert done.returncode == 0 and done.stdout == "", done.stdout + done.stderr
 
 
+def test_a_page_is_made_somewhere_else(tmp_path: Path) -> None:
+    results = ROOT / "docs/results"
+    shutil.copy(results / "solvers.json", tmp_path)
+    done = _run("solver_table", "--reuse", "--out", tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "solvers.md").read_text() == (results / "solvers.md").read_text()
+    assert (tmp_path / "solvers.png").stat().st_size > 10_000
+
+
 def test_every_page_has_a_script() -> None:
     names = {name for name, _, _ in PAGES.values()}
     assert names == {page.stem for page in (ROOT / "docs/results").glob("*.md")}
