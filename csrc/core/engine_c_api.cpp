@@ -6,10 +6,13 @@
 #include "core/guarded.h"
 #include "core/handle.h"
 #include "core/plan_handle.h"
+#include "core/profiler.h"
 
 struct sidestep_engine : sidestep::Handle<sidestep::Engine> {
   using Handle::Handle;
   static constexpr const char* kIsNull = "engine: the handle is null, expected an engine";
+
+  sidestep::OpenRanges model_calls;  // of the calls in flight, by ticket
 };
 
 namespace {
@@ -18,6 +21,7 @@ using sidestep::check_pointers;
 using sidestep::Engine;
 using sidestep::guarded;
 using sidestep::locked;
+using sidestep::ProfilerRange;
 using sidestep::Status;
 
 }  // namespace
@@ -57,18 +61,26 @@ sidestep_status sidestep_engine_submit(sidestep_engine* engine, const sidestep_r
 }
 
 sidestep_status sidestep_engine_next(sidestep_engine* engine, sidestep_call* call, void* stream) {
-  return locked(engine, "engine_next", {{"call", call}},
-                [&](Engine& core) { return core.next(call, stream); });
+  return locked(engine, "engine_next", {{"call", call}}, [&](Engine& core) {
+    const ProfilerRange range("next");
+    const Status status = core.next(call, stream);
+    if (status.ok() && call->size > 0) engine->model_calls.begin({call->ticket, 0}, "model");
+    return status;
+  });
 }
 
 sidestep_status sidestep_engine_complete(sidestep_engine* engine, int64_t ticket,
                                          const void* outputs, int64_t size, void* stream) {
-  return locked(engine, "engine_complete", {},
-                [&](Engine& core) { return core.complete(ticket, outputs, size, stream); });
+  return locked(engine, "engine_complete", {}, [&](Engine& core) {
+    engine->model_calls.end({ticket, 0});
+    const ProfilerRange range("complete");
+    return core.complete(ticket, outputs, size, stream);
+  });
 }
 
 sidestep_status sidestep_engine_fail(sidestep_engine* engine, int64_t ticket, const char* reason) {
   return locked(engine, "engine_fail", {}, [&](Engine& core) {
+    engine->model_calls.end({ticket, 0});
     return core.fail(ticket, reason == nullptr ? "the model call failed" : reason);
   });
 }

@@ -24,7 +24,10 @@ GRAPHS = [
     SHIM / "graphs_rows.cu",
 ]
 PLAIN = [
-    *(ROOT / "csrc/core" / f"{name}.cpp" for name in ("guarded", "row_scheduler", "status")),
+    *(
+        ROOT / "csrc/core" / f"{name}.cpp"
+        for name in ("guarded", "profiler", "row_scheduler", "status")
+    ),
     ROOT / "csrc/core/scheduler_c_api.cpp",
     ROOT / "csrc/kernels/ranges.cpp",
     ROOT / "csrc/kernels/solver_step_check.cpp",

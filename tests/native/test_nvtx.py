@@ -71,7 +71,8 @@ def programs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     cmake = (ROOT / "CMakeLists.txt").read_text()
     objects = re.search(r"add_library\(sidestep_objects OBJECT(.*?)\)", cmake, re.S)
     assert objects is not None
-    sources = [*objects[1].split(), "csrc/kernels/no_cuda.cpp", "tests/native/nvtx/host.cpp"]
+    sources = [*objects[1].split(), "csrc/kernels/no_cuda.cpp", "csrc/graphs/no_cuda.cpp"]
+    sources.append("tests/native/nvtx/host.cpp")
     sources.remove("csrc/core/profiler.cpp")
     defined = ('-DSIDESTEP_VERSION="0"', '-DSIDESTEP_CUDA_INFO="no"')
     for source in sources:
