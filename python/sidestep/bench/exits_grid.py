@@ -31,7 +31,7 @@ OVERHEAD = "overhead"
 BUDGETS = (0.025, 0.05, 0.1, 0.2, 0.4)
 ADAPTIVE_FACTORS = (0.25, 0.35, 0.5, 1.0, 2.0)
 CACHE_THRESHOLDS = (0.05, 0.1, 0.2, 0.3, 0.5)
-UNCERTAINTIES = (0.04, 0.08, 0.12, 0.16, 0.24)
+UNCERTAINTIES = (0.08, 0.12, 0.16, 0.2, 0.24)
 
 
 @dataclass(frozen=True, kw_only=True)

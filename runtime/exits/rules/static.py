@@ -22,7 +22,7 @@ class Static(Rule):
     """One choice for each step."""
 
     KIND = "excess"
-    THRESHOLD = 0.05
+    THRESHOLD = 0.12
 
     def __init__(
         self, exits: Exits, threshold: float, *, reuse: object = None, **_others: object

@@ -113,24 +113,6 @@ inline unsigned int atomicAdd(unsigned int* address, unsigned int value) {
 
 // ---- outside ----
 
-enum cudaMemcpyKind { cudaMemcpyHostToDevice = 1, cudaMemcpyDeviceToHost = 2 };
-
-inline cudaError_t cudaMalloc(void** memory, size_t bytes) {
-  *memory = std::malloc(bytes);
-  return cudaSuccess;
-}
-inline cudaError_t cudaFree(void* memory) {
-  std::free(memory);
-  return cudaSuccess;
-}
-inline cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind,
-                                   cudaStream_t stream) {
-  return cuda_shim::enqueue(stream, [=] { std::memcpy(to, from, bytes); });
-}
-inline cudaError_t cudaMemsetAsync(void* to, int value, size_t bytes, cudaStream_t stream) {
-  return cuda_shim::enqueue(stream, [=] { std::memset(to, value, bytes); });
-}
-
 namespace cuda_shim {
 
 // A kernel with the values its parameters have now.

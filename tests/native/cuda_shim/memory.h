@@ -1,4 +1,4 @@
-// Memory, copies and events: device memory is the heap, so that AddressSanitizer guards it too.
+// Memory and copies: device memory is the heap, so that AddressSanitizer guards it too.
 #pragma once
 
 #include <cstdlib>
@@ -12,9 +12,6 @@ enum cudaMemcpyKind {
   cudaMemcpyDeviceToDevice = 3,
 };
 constexpr unsigned cudaHostAllocDefault = 0;
-constexpr unsigned cudaEventDisableTiming = 2;
-struct CUevent_st {};
-using cudaEvent_t = CUevent_st*;
 
 inline cudaError_t cudaMalloc(void** block, size_t bytes) {
   *block = std::aligned_alloc(256, (bytes + 255) / 256 * 256);
@@ -33,14 +30,6 @@ inline cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cud
                                    cudaStream_t stream) {
   return cuda_shim::enqueue(stream, [=] { std::memcpy(to, from, bytes); });
 }
-
-inline cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned) {
-  *event = new CUevent_st;
-  return cudaSuccess;
+inline cudaError_t cudaMemsetAsync(void* to, int value, size_t bytes, cudaStream_t stream) {
+  return cuda_shim::enqueue(stream, [=] { std::memset(to, value, bytes); });
 }
-inline cudaError_t cudaEventDestroy(cudaEvent_t event) {
-  delete event;
-  return cudaSuccess;
-}
-inline cudaError_t cudaEventRecord(cudaEvent_t, cudaStream_t) { return cudaSuccess; }
-inline cudaError_t cudaEventSynchronize(cudaEvent_t) { return cudaSuccess; }
