@@ -97,8 +97,8 @@ class Stepwise:
         generation.free()
         if generation.rows:  # what the criterion has kept is as large as the latents
             self.criterion.start(replace(generation.course, rows=0))
-            if self.leaving is not None:
-                self.leaving.release()
+        if self.leaving is not None:
+            self.leaving.release()
         if generation.happened:
             self._finished = generation
 

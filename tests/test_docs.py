@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from sidestep.models import load_pipeline
+import sidestep
+from sidestep.models import exits_of, load_pipeline
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 
@@ -41,7 +42,7 @@ def test_methods_on_a_pipeline(page: str, steps: int, capsys: pytest.CaptureFixt
 
 def test_srds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The first block here, the second one in two processes, as torchrun starts them."""
-    first, second = re.findall(r"```python\n(.*?)```", (DOCS / "srds.md").read_text(), re.DOTALL)
+    first, second, _ = re.findall(r"```python\n(.*?)```", (DOCS / "srds.md").read_text(), re.DOTALL)
     names: dict = {"pipe": load_pipeline("emoji-sd")}
     exec(first.replace("=100", "=16"), names)
     assert "16 steps, 1 images" in capsys.readouterr().out
@@ -53,6 +54,16 @@ def test_srds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     done = subprocess.run([*torchrun, str(script)], capture_output=True, text=True)
     made = re.findall(r"made (\d+)", done.stdout)
     assert done.returncode == 0 and len(made) == 2 and len(set(made)) == 1, done
+
+
+def test_srds_with_exits(capsys: pytest.CaptureFixture[str]) -> None:
+    *_, block = re.findall(r"```python\n(.*?)```", (DOCS / "srds.md").read_text(), re.DOTALL)
+    small = "num_inference_steps=9, use_resolution_binning=False, height=64, width=64, "
+    block = block.replace("num_inference_steps=100", small + "max_sequence_length=24")
+    block = block.replace('"exits.safetensors"', "exits_of('emoji-dit')")
+    names = {"pipe": load_pipeline("emoji-dit"), "sidestep": sidestep, "exits_of": exits_of}
+    exec(block, names)
+    assert "evaluations were drafts" in capsys.readouterr().out
 
 
 def test_calibration(

@@ -19,12 +19,12 @@ Status check_size(const char* name, int64_t value, int64_t least) {
 }  // namespace
 
 Status RowScheduler::check(const sidestep_scheduler_options& options) {
-  if (options.buckets == nullptr) {
-    return invalid_argument("scheduler: buckets is null, expected an address");
-  }
   Status status = check_size("capacity", options.capacity, 1);
   if (status.ok()) status = check_size("queue", options.queue, 1);
   if (status.ok()) status = check_size("num_buckets", options.num_buckets, 1);
+  if (status.ok() && options.buckets == nullptr) {
+    status = invalid_argument("scheduler: buckets is null, expected an address");
+  }
   if (status.ok()) status = Buckets::check(options.buckets, options.num_buckets);
   if (!status.ok()) return status;
   return check_size("the largest bucket", options.buckets[options.num_buckets - 1], 1);

@@ -10,7 +10,7 @@ before the first block: the model is not called, and its last two outputs are co
 Either errs the more, the farther away what is continued was seen, as was measured,
 
     e_i(d) = stale_i d^growth_i        d: lambda since the last whole call; for exit -1, since
-                                       the last call, whose own error comes on top
+                                       the last call, whose own error comes 1 + w times on top
 
 The plan minimises  sum_k depth_k + mu W_k e_k  over all sequences of choices, exactly, going back
 from the last step: what a choice costs later depends only on how many steps ago the model was last
@@ -30,6 +30,7 @@ import torch
 from sidestep.runtime.exits.file import Exits
 from sidestep.runtime.exits.modules import clamp_log_snr
 from sidestep.runtime.exits.plan import NOT_CALLED, StaticPlan, along, least_price, weights_of
+from sidestep.runtime.exits.rests import slope
 from sidestep.runtime.methods.criterion import Course
 
 LONGEST = 8
@@ -111,6 +112,7 @@ def costs_of(
         for tensor in (measured.errors, measured.stale)
     )  # [K, T], [K + 1, T]
     growth = np.stack([along(exits, course, row) for row in measured.growth.double().numpy()])
+    times = snr.tolist()
     rest = np.full((len(snr), LONGEST, K), np.inf)
     reused = np.full((len(snr), LONGEST, LONGEST, K + 1), np.inf)
     for k, weight in enumerate(weights):
@@ -119,7 +121,8 @@ def costs_of(
         for whole in error:
             rest[k, whole] = weight * error[whole][1:]
             for last in range(whole if reuse else 0):
-                own = rest[k - 1 - last, whole - last - 1] / weights[k - 1 - last]
+                b = k - 1 - last
+                own = rest[b, whole - last - 1] / weights[b] * (1 + slope(times, k, b, b - 1))
                 reused[k, whole, last, :K] = weight * (error[last][0] + own)
             if reuse:
                 reused[k, whole, whole, K] = weight * error[whole][0]

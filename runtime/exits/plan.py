@@ -38,12 +38,14 @@ _Chosen = TypeVar("_Chosen")
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class StaticPlan:
-    """Attributes:
-    exits: ``[T]``, the exit of each step, K where no row leaves, or `NOT_CALLED`.
-    rests: ``[T]``, whether it is not a translator but the rest of earlier calls that takes the
-        hidden states of that exit to the head.
-    damages: ``[T]``, W_k e of it, 0 where no row leaves.
-    weights: ``[T]``, W_k.
+    """What is done at each of T steps.
+
+    Attributes:
+        exits: ``[T]``, the exit of each step, K where no row leaves, or `NOT_CALLED`.
+        rests: ``[T]``, whether it is not a translator but the rest of earlier calls that takes the
+            hidden states of that exit to the head.
+        damages: ``[T]``, W_k e of it, 0 where no row leaves.
+        weights: ``[T]``, W_k.
     """
 
     exits: tuple[int, ...]
@@ -62,11 +64,17 @@ class StaticPlan:
 
 
 def weights_of(exits: Exits, course: Course) -> np.ndarray | None:  # [T]
-    """W_k of every step; None where it is not known of the course how its lambda rises."""
+    """W_k of every step; None where it is not known of the course how its lambda rises.
+
+    A multistep solver steps with an output once more at the next step (DPM-Solver++ 2M: 3/2 and
+    -1/2 of it), so that its errors count twice, unless S was measured with one.
+    """
     if not course.advances or exits.measured is None:
         return None
     sensitivity = exits.measured.sensitivity.double().log().numpy()
-    return np.exp(along(exits, course, sensitivity)) * np.asarray(carried(course))
+    weights = np.exp(along(exits, course, sensitivity)) * np.asarray(carried(course))
+    again = course.multistep and not exits.trained.get("multistep", False)
+    return 2 * weights if again else weights
 
 
 def translators_plan(exits: Exits, course: Course, budget: float) -> StaticPlan | None:

@@ -64,13 +64,15 @@ class Rests:
     def ready(self) -> bool:
         """Whether the last two whole calls that the plan counts on were made for these rows."""
         whole = [k for k in range(self._step) if self._plan.exits[k] == self._whole]
-        return [step for step, _ in self._kept.get(self._places, [])] == whole[:-3:-1]
+        kept = [step for step, _ in self._kept.get(self._places, [])]
+        return len(whole) > 1 and kept == whole[:-3:-1]
 
     def add(self, exit: int, hidden: Tensor) -> Tensor:  # [n, N, D]
         """h' of rows that leave there."""
         (b, newest), (a, older) = self._kept[self._places]
         w = slope(self._snr, self._step, b, a)
-        return torch.add(hidden, newest[exit], alpha=1 + w).sub_(older[exit], alpha=w)
+        wide = torch.add(hidden.float(), newest[exit].float(), alpha=1 + w)
+        return wide.sub_(older[exit].float(), alpha=w).to(hidden.dtype)
 
 
 def slope(log_snr: Sequence[float], step: int, b: int, a: int) -> float:

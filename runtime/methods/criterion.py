@@ -23,6 +23,7 @@ class Course:
         prediction: What the model predicts, a name of `sidestep.runtime.predictions`; None where
             it is not known.
         multistep: Whether the solver itself extrapolates from the outputs of earlier steps.
+        noise: Whether the solver adds noise on the way, as far as its name and settings say.
     """
 
     rows: int = 0
@@ -30,6 +31,7 @@ class Course:
     log_snr: Sequence[float] | None = None
     prediction: str | None = None
     multistep: bool = False
+    noise: bool = False
 
     @property
     def advances(self) -> bool:

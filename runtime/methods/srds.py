@@ -149,7 +149,7 @@ class SRDS:
             return
         if not isinstance(self.exits, EarlyExit):
             raise TypeError(f"SRDS: exits is {self.exits!r}, expected sidestep.EarlyExit(...)")
-        if self.exits.mode != "static" or self.exits.reuse is not None:
+        if self.exits.mode != "static" or self.exits.reuse not in (None, False):
             raise ValueError(
                 f"SRDS: exits have mode {self.exits.mode!r} and reuse={self.exits.reuse!r}, "
                 "expected mode 'static' without: rows of one image are at many steps at once"

@@ -11,6 +11,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PAGES = {
     "adaptive_page": ("adaptive", "README.md", "| DDIM, 50 | 20 | **48.5** (32.4) |"),
     "adaptive_table": ("adaptive-paper", None, None),
+    "exits_page": ("exits", None, None),
     "solver_table": ("solvers", None, None),
     "srds_page": ("srds", "docs/srds.md", "| 25 | 64 novel | 1.66 |"),
 }

@@ -177,7 +177,10 @@ def test_bad_input_is_one_sentence(
 ) -> None:  # fmt: skip
     out = tmp_path / "x.png"
     for more, sentence in (
-        (["--methods", "magic"], "--methods: 'magic' is unknown, expected some of static, sample"),
+        (
+            ["--methods", "magic"],
+            "--methods: 'magic' is unknown, expected some of static, static-exits",
+        ),
         (["--exits", "none"], "cannot read the exits file none"),
         (["--exits", str(exits[1])], "was trained with --mode faithful, expected --mode excess"),
         (["--model", "emoji-sd"], "StableDiffusionPipeline has no transformer to leave early"),

@@ -219,4 +219,4 @@ def test_every_operator_goes_the_road_that_the_page_shows() -> None:
         for stem in ("parareal", "exits"):
             assert (root / "tests/kernels" / f"{kind.format(stem)}.py").is_file(), (kind, stem)
     cuda = {path.stem for path in (root / "csrc/kernels/cuda").glob("*.cu")}
-    assert cuda == {"parareal", "solver_step"} and "the exits have none" in page
+    assert cuda == {"exit_compact", "parareal", "solver_step"} and "`exit_score` has none" in page

@@ -96,9 +96,9 @@ def test_what_a_choice_costs_by_hand() -> None:
     assert costs.reused[3, 0, 0, 2] == pytest.approx(w * 0.3 * 4, rel=1e-6)
     assert costs.reused[3, 1, 1, 2] == pytest.approx(w * 0.3 * 16, rel=1e-6)
     # the call before left at exit 0 with the rest of the call before that
-    assert costs.reused[3, 1, 0, 0] == pytest.approx(w * (0.3 * 4 + 0.2 * 2), rel=1e-6)
+    assert costs.reused[3, 1, 0, 0] == pytest.approx(w * (0.3 * 4 + 2 * 0.2 * 2), rel=1e-6)
     # both of the last two steps were skipped or early: a call at lambda -2, whole at -3
-    assert costs.reused[3, 2, 1, 1] == pytest.approx(w * (0.3 * 16 + 0.1), rel=1e-6)
+    assert costs.reused[3, 2, 1, 1] == pytest.approx(w * (0.3 * 16 + 5 * 0.1), rel=1e-6)
     assert np.isinf(costs.reused[3, 0, 0, :2]).all() and np.isinf(costs.reused[3, 1, 0, 2])
     assert np.isinf(costs_of(exits, COURSE, weights, reuse=False).reused).all()
     plan = translators_plan(exits, COURSE, 1e9)
@@ -159,6 +159,10 @@ def test_rests_are_continued_along_lambda() -> None:
     assert rests.add(1, torch.zeros(2, 1, 1)).flatten().tolist() == [0.0, 0.0]
     rests.forget()
     assert not rests.ready
+    lonely = Rests(plan_of((WHOLE, 0), (False, True)), SNR, WHOLE)  # as is left of a plan
+    call(lonely, 0, [0], [1.0, 2.0, 3.0])
+    lonely.open(1, 0, [0])
+    assert lonely.due and not lonely.ready
     rests.open(9, 0, [0, 1])  # the host takes more steps than it has said
     rests.see(0, torch.zeros(2, 1, 1))
     assert not rests.due
@@ -211,7 +215,7 @@ def test_outputs_are_continued_where_the_plan_leaves_a_call_out() -> None:
     )
     rule.log_snr = SNR
     criterion = LeftOut(rule)
-    criterion.start(COURSE)
+    criterion.start(replace(COURSE, rows=2))
     x = torch.zeros(2, 1)
 
     def observe(step: int, computed: bool) -> tuple[list[bool], object]:
@@ -225,7 +229,7 @@ def test_outputs_are_continued_where_the_plan_leaves_a_call_out() -> None:
     assert observe(2, False) == ([False, False], [(4.0, -3.0)] * 2)
     assert observe(3, False) == ([True, True], None)
     assert observe(4, True) == ([True, True], None)
-    criterion.start(COURSE)
+    criterion.start(replace(COURSE, rows=2))
     observe(0, True)
     observe(1, True)
     # step 2 had to be computed: step 3 goes on from there
@@ -235,3 +239,12 @@ def test_outputs_are_continued_where_the_plan_leaves_a_call_out() -> None:
 def test_sight_of_no_plan() -> None:
     rule = Static(tiny_exits(), 0.1)
     assert rule.leave(Sight(step=0, exit=0, hidden=torch.zeros(1, 1, 2), rows=None)) is None
+
+
+def test_errors_of_a_multistep_solver_count_twice() -> None:
+    exits, twice = tiny_exits(), replace(COURSE, multistep=True)
+    once, both = weights_of(exits, COURSE), weights_of(exits, twice)
+    assert once is not None and both is not None
+    np.testing.assert_allclose(both, 2 * once)
+    measured_so = replace(exits, trained={"multistep": True})
+    np.testing.assert_allclose(weights_of(measured_so, twice), once)

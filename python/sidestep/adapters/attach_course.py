@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sidestep.adapters.refusals import adds_noise
 from sidestep.runtime.methods.criterion import Course
 from sidestep.runtime.plan_course import rising
 from sidestep.runtime.predictions import PREDICTIONS
@@ -35,7 +36,11 @@ def course_of(
     Returns:
         The course of no rows yet.
     """
-    unknown = Course(prediction=_prediction(scheduler), multistep=_is_multistep(scheduler))
+    unknown = Course(
+        prediction=_prediction(scheduler),
+        multistep=_is_multistep(scheduler),
+        noise=adds_noise(scheduler),
+    )
     times = getattr(scheduler, "timesteps", None)
     if not isinstance(times, Tensor) or times.ndim != 1:
         return unknown

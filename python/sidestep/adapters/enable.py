@@ -170,7 +170,7 @@ class Handle:
     def _measures(self) -> bool:
         """Whether the method decides by how fast the picture changes."""
         if isinstance(self.method, EarlyExit):
-            return self.method.reuse is not None
+            return isinstance(self.method.reuse, Adaptive)
         return isinstance(self.method, Method)
 
     def disable(self) -> None:

@@ -47,15 +47,14 @@ def refuse_unsuitable(scheduler: SchedulerMixin) -> None:
             f"enable: {name} steps whole tokens, and the change of a token has no size; use a "
             "scheduler of latents"
         )
-    solver = str(_setting(scheduler, "algorithm_type") or _setting(scheduler, "solver") or "")
-    label = f"{name} ({solver})" if solver else name
+    solver = _solver(scheduler)
+    label = _label(scheduler)
     if getattr(scheduler, "order", 1) != 1 or solver == "heun":
         raise ValueError(
             f"enable: {label} calls the model twice a step, and half steps do not measure how fast "
             "the picture changes; use a multistep scheduler"
         )
-    noisy = any(part in label.lower() for part in _NOISY_NAMES)
-    if noisy or _setting(scheduler, "stochastic_sampling"):
+    if adds_noise(scheduler):
         raise ValueError(
             f"enable: {label} adds noise at every step, which hides how fast the picture changes; "
             "use a deterministic scheduler"
@@ -65,6 +64,21 @@ def refuse_unsuitable(scheduler: SchedulerMixin) -> None:
             f"enable: {name} begins with Runge-Kutta steps of four model calls each, which do not "
             "measure how fast the picture changes; set skip_prk_steps=True"
         )
+
+
+def adds_noise(scheduler: SchedulerMixin) -> bool:
+    """Whether the scheduler adds noise at its steps, as far as its name and settings say."""
+    noisy = any(part in _label(scheduler).lower() for part in _NOISY_NAMES)
+    return noisy or bool(_setting(scheduler, "stochastic_sampling"))
+
+
+def _solver(scheduler: SchedulerMixin) -> str:
+    return str(_setting(scheduler, "algorithm_type") or _setting(scheduler, "solver") or "")
+
+
+def _label(scheduler: SchedulerMixin) -> str:
+    solver = _solver(scheduler)
+    return f"{type(scheduler).__name__} ({solver})" if solver else type(scheduler).__name__
 
 
 def _setting(scheduler: SchedulerMixin, name: str) -> Any:

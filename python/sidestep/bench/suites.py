@@ -95,5 +95,15 @@ SUITES = (
     _page("solvers", "solver_table.py", ("solvers.png",), 20, 5),
     _page("adaptive-paper", "adaptive_table.py", (), 30, 3),
     _page("adaptive", "adaptive_page.py", ("adaptive.png", "adaptive-first.png"), 120, 20),
+    Suite(
+        "calibration-exits",
+        (
+            "calibrate", "--model", "emoji-dit", "--method", "early-exit", "--steps", "20",
+            "--target", "psnr>=35", "--out", "calibration-exits.json",
+        ),
+        ("calibration-exits.json",), 10,
+        ("--target", "psnr>=20", "--images", "12", "--steps", "10"), 1, prints=False,
+    ),
+    _page("exits", "exits_page.py", ("exits.png",), 60, 2),
     _page("srds", "srds_page.py", ("srds.png", "srds-iterates.png", "srds-wavefront.png"), 220, 30),
 )  # fmt: skip

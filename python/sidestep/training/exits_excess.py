@@ -204,6 +204,7 @@ class _Trainer:
             measured=measured,
             trained={
                 "scheduler": type(trajectories.pipe.scheduler).__name__, "steps": s.steps,
+                "multistep": trajectories.course.multistep,
                 "guidance": s.guidance, "trajectories": s.trajectories,
                 "iterations": s.iterations, "seed": s.seed,
             },

@@ -43,23 +43,24 @@ class Static(Rule):
 
     def start(self, course: Course) -> None:
         """Plans the trajectory; without its lambda nobody leaves."""
+        self._plan_for(course, self._budget)
+
+    def _plan_for(self, course: Course, budget: float) -> None:
+        """A plan, in which calls are continued unless noise has come between them."""
         self.plan: StaticPlan | None = None
         self.rests: Rests | None = None
         self.log_snr = course.log_snr or ()
-        if self._reuse:
-            self.plan = translators_plan(self._exits, course, self._budget)
+        if self._reuse or course.noise:
+            self.plan = translators_plan(self._exits, course, budget)
             return
-        self.plan = menu_plan(self._exits, course, self._budget, reuse=self._reuse is None)
+        self.plan = menu_plan(self._exits, course, budget, reuse=self._reuse is None)
         if self.plan is not None:
             self.rests = Rests(self.plan, self.log_snr, len(self._exits.after))
 
     def resume(self, course: Course, steps: int) -> None:
-        """The plan goes on: it is the same for all rows. Earlier calls were of others."""
-        self.log_snr = course.log_snr or ()
-        if self.plan is not None:
-            self.plan = self.plan.after(steps)
-            if self.rests is not None:
-                self.rests = Rests(self.plan, self.log_snr, len(self._exits.after))
+        """Another plan, of what is left: there are no calls of these rows to continue."""
+        spent = 0.0 if self.plan is None else sum(self.plan.damages[:steps])
+        self._plan_for(course, self._budget - spent)
 
     def leave(self, sight: Sight) -> Sequence[bool] | None:
         """All rows at the step's exit, and none elsewhere."""
@@ -80,17 +81,20 @@ class LeftOut:
 
     def start(self, course: Course) -> None:
         """No step has been seen."""
-        self._called: list[int] = []
+        self._called: list[list[int]] = [[] for _ in range(course.rows)]  # by row, newest first
 
     def observe(self, seen: Observation) -> Decision:
         """As planned; a step that had to be computed in spite of it counts as one that was."""
         rows, plan, snr, k = len(seen.computed), self._rule.plan, self._rule.log_snr, seen.step + 1
-        if any(seen.computed):
-            self._called = [seen.step, *self._called[:1]]
+        for row, computed in enumerate(seen.computed):
+            if computed:
+                self._called[row] = [seen.step, *self._called[row][:1]]
         left_out = plan is not None and k < len(plan.exits) and plan.exits[k] == NOT_CALLED
-        if not left_out or len(self._called) < 2:
+        if not left_out or min(map(len, self._called)) < 2:
             return Decision(compute=[True] * rows, reasons=["planned"] * rows)
-        w = slope(snr, k, *self._called)
+        slopes = [slope(snr, k, *called) for called in self._called]
         return Decision(
-            compute=[False] * rows, reasons=["skipped"] * rows, weights=[(1 + w, -w)] * rows
+            compute=[False] * rows,
+            reasons=["skipped"] * rows,
+            weights=[(1 + w, -w) for w in slopes],
         )

@@ -8,7 +8,7 @@ from pathlib import Path
 import capi
 import pytest
 
-PAGE = (capi.ROOT / "docs/embedding-c.md").read_text()
+PAGE = (capi.ROOT / "docs" / "embedding-c.md").read_text()
 
 
 def _code(language: str) -> str:
