@@ -99,7 +99,9 @@ SUITES = (
         "calibration-exits",
         (
             "calibrate", "--model", "emoji-dit", "--method", "early-exit", "--steps", "20",
-            "--target", "psnr>=35", "--out", "calibration-exits.json",
+            "--target", "psnr>=35", "--threshold", "0.03", "--threshold", "0.06",
+            "--threshold", "0.09", "--threshold", "0.12", "--threshold", "0.16",
+            "--threshold", "0.24", "--out", "calibration-exits.json",
         ),
         ("calibration-exits.json",), 10,
         ("--target", "psnr>=20", "--images", "12", "--steps", "10"), 1, prints=False,
