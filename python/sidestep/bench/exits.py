@@ -36,6 +36,10 @@ from sidestep.sampling import Job, Run, run_jobs
 FULL = Policy(family="full", label="all blocks")
 
 
+WARM_UP = 2
+"""Steps of a run before the first that counts: a process's first calls are slower."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Settings:
     """What all results of one document have in common.
@@ -184,6 +188,7 @@ class Bench:
         late = [name for name in ("fewer-steps", "oracle") if name in names]
         if not wanted and not any(self._due(name, steps, batch) for name in late):
             return
+        self._jobs(self.pipe, [FULL], WARM_UP, batch, texts[:batch])
         # These take turns with the full run, so that their times compare well.
         together = [p for p in wanted if p.family in ("static", OVERHEAD)]
         full, *made = self._jobs(self.pipe, [FULL, *together], steps, batch, texts)
