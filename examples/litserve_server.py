@@ -5,7 +5,8 @@
 
 `predict` is a coroutine, so that LitServe hands over a request as soon as it comes: they meet in
 the engine, at any step, and LitServe's own batches are not needed.  LitServe's `/health` says that
-its workers have begun, and no more; a client that goes away is not told to `predict`.
+its workers have begun, and no more; a client that goes away is not told to `predict`.  A body that
+is no JSON is LitServe's to answer, and it says 500.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ class Images(litserve.LitAPI):
 
     def setup(self, device: str) -> None:
         """Once in each worker."""
-        self.service = Service(load_pipeline(self.model, device=device))
+        self.service = Service(load_pipeline(self.model, device=device, safety_checker=True))
 
     async def predict(self, body: dict[str, Any]) -> ImageResult:
         """Waits for the pictures of a body of JSON, while others wait for theirs."""

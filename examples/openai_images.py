@@ -89,7 +89,8 @@ class Counts(Collector):
 
 
 def error(status: int, message: str, kind: str = "invalid_request_error") -> JSONResponse:
-    """An error as OpenAI's clients expect it."""
+    """An error as OpenAI's clients expect it; what of a client's text is no Unicode, escaped."""
+    message = message.encode(errors="backslashreplace").decode()
     body = {"message": message, "type": kind, "param": None, "code": None}
     return JSONResponse({"error": body}, status_code=status)
 
@@ -128,7 +129,7 @@ class Edge:
 
         length = dict(scope["headers"]).get(b"content-length", b"none")
         if scope["method"] == "POST" and not (length.isdigit() and int(length) <= BODY):
-            said = f"content-length is {length.decode()}, expected at most {BODY}"
+            said = f"content-length is {length.decode('latin-1')}, expected at most {BODY}"
             return await error(413, said)(scope, receive, told)
         await self.app(scope, receive, told)
 
@@ -137,13 +138,13 @@ async def answer(service: Service, ask: Ask, http: Request) -> Response:
     """The pictures that were asked for, or why there are none."""
     try:
         result = await unless_gone(http, service, ask.request())
+        made = None if result is None else await asyncio.to_thread(result.as_dict)
     except Exception as failure:
         status = http_status(failure)
         kind = "invalid_request_error" if status < 500 else "server_error"
         return error(status, str(failure) or repr(failure), kind)
-    if result is None:
+    if made is None:
         return Response(status_code=GONE)
-    made = await asyncio.to_thread(result.as_dict)
     data = [{"b64_json": picture} for picture in made["images"]]
     body = {"created": int(time.time()), "data": data, "statistics": made["statistics"]}
     return JSONResponse(body)
@@ -206,7 +207,8 @@ def main() -> None:
     parser.add_argument("--port", type=int, default=8000)
     parser.add_argument("--capacity", type=int, default=32, help="pictures in flight")
     given = parser.parse_args()
-    service = Service(load_pipeline(given.model, device=given.device), capacity=given.capacity)
+    pipe = load_pipeline(given.model, device=given.device, safety_checker=True)
+    service = Service(pipe, capacity=given.capacity)
     uvicorn.run(create_app(service, given.model), host=given.host, port=given.port)
 
 

@@ -22,6 +22,7 @@ from starlette.responses import JSONResponse
 from sidestep.models import load_pipeline
 from sidestep.serving import ImageRequest, Service, http_status
 
+BODY = 1 << 20  # bytes of a request
 TOGETHER = 64  # requests in a replica; Ray's default would keep all but five waiting outside
 
 
@@ -30,14 +31,18 @@ class Images:
     """Pictures of a model."""
 
     def __init__(self, model: str, device: str) -> None:
-        self.service = Service(load_pipeline(model, device=device))
+        self.service = Service(load_pipeline(model, device=device, safety_checker=True))
         self.name = serve.get_replica_context().replica_id.unique_id
 
     async def __call__(self, http: Request) -> JSONResponse:
         """One request over HTTP."""
+        body = await http.body()
+        if len(body) > BODY:
+            said = f"the body has {len(body)} bytes, expected at most {BODY}"
+            return JSONResponse({"error": said}, 413)
         try:
-            asked = json.loads(await http.body() or b"null")
-        except ValueError as error:
+            asked = json.loads(body or b"null")
+        except (ValueError, RecursionError) as error:
             return JSONResponse({"error": f"the body is no JSON: {error}"}, 400)
         try:
             result = await self.service.generate(ImageRequest.of(asked))

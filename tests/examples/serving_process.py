@@ -66,8 +66,8 @@ class Process:
         """Until `/health` is a 200."""
         end = time.monotonic() + PATIENCE
         while time.monotonic() < end:
-            with suppress(httpx.ConnectError):
-                if httpx.get(f"{self.url}/health").status_code == 200:
+            with suppress(httpx.TransportError):
+                if httpx.get(f"{self.url}/health", timeout=PATIENCE).status_code == 200:
                     return
             time.sleep(0.2)
         raise AssertionError("".join(self.output))

@@ -45,7 +45,7 @@ def test_requests_share_calls_and_get_their_own_pictures(url: str) -> None:
 def test_bad_requests(url: str) -> None:
     for body, sentence in (
         ({"prompt": "frog", "num_inference_steps": 0}, "steps is 0, expected a whole number"),
-        ({"prompt": "frog", "steps": 1}, "steps is unknown, expected prompt,"),
+        ({"prompt": "frog", "steps": 1}, "'steps' is unknown, expected prompt,"),
         ({}, "prompt is missing, expected text"),
     ):
         answer = ask(url, body)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from serving_process import PATIENCE
 
 TRITONSERVER_RESPONSE_COMPLETE_FINAL = 1
 DTYPES = {
@@ -23,7 +24,7 @@ DTYPES = {
 
 
 class TritonError(Exception):
-    INTERNAL, INVALID_ARG, CANCELLED = 1, 3, 7
+    INTERNAL, INVALID_ARG, UNAVAILABLE, CANCELLED = 1, 3, 4, 7
 
     def __init__(self, message: str, code: int = INTERNAL) -> None:
         super().__init__(message)
@@ -73,13 +74,13 @@ class Sender:
 
     def outputs(self) -> dict[str, np.ndarray]:
         """What was sent, once it was."""
-        assert self.done.wait(120) and self.response is not None
+        assert self.done.wait(PATIENCE) and self.response is not None
         assert self.response.error is None, self.response.error
         return {tensor.name(): tensor.as_numpy() for tensor in self.response.output_tensors}
 
     def error(self) -> TritonError:
         """That was sent, once it was."""
-        assert self.done.wait(120) and self.response is not None and self.response.error
+        assert self.done.wait(PATIENCE) and self.response is not None and self.response.error
         return self.response.error
 
 

@@ -293,7 +293,7 @@ def test_fields_of_json() -> None:
     for wrong, sentence in (
         ([], "the body is a list, expected an object"),
         ({}, "prompt is missing, expected text"),
-        ({"prompt": "owl", "steps": 3}, "steps is unknown, expected prompt, negative_prompt,"),
+        ({"prompt": "owl", "steps": 3}, "'steps' is unknown, expected prompt, negative_prompt,"),
         ({"prompt": "owl", "size": "64x"}, "size is '64x', expected WIDTHxHEIGHT"),
         ({"prompt": "owl", "size": 64}, "size is 64, expected WIDTHxHEIGHT"),
     ):

@@ -9,15 +9,24 @@ from __future__ import annotations
 
 import functools
 import json
+import logging
 import threading
-from concurrent.futures import Future
+from concurrent.futures import CancelledError, Future
 from typing import Any
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
 from sidestep.models import load_pipeline
-from sidestep.serving import BadRequest, ImageRequest, ImageResult, Service
+from sidestep.serving import (
+    BadRequest,
+    ImageRequest,
+    ImageResult,
+    Overloaded,
+    Service,
+    ServiceClosed,
+    ServiceDead,
+)
 
 LOOK = 0.05  # seconds between two looks for clients that have gone
 
@@ -30,7 +39,7 @@ class TritonPythonModel:
         config = json.loads(args["model_config"])
         given = {name: of["string_value"] for name, of in config["parameters"].items()}
         self.inputs = [tensor["name"] for tensor in config["input"]]
-        pipe = load_pipeline(given["model"], device=given["device"])
+        pipe = load_pipeline(given["model"], device=given["device"], safety_checker=True)
         self.service = Service(pipe, capacity=int(given["capacity"]))
         self.waiting: dict[Future[ImageResult], Any] = {}
         self.lock, self.ended = threading.Lock(), threading.Event()
@@ -63,23 +72,17 @@ class TritonPythonModel:
                 values = tensor.as_numpy().reshape(-1)
                 if len(values) != 1:
                     raise BadRequest(f"{name} has {len(values)} values, expected 1")
-                value = values[0]
-                found[name.lower()] = value.decode() if isinstance(value, bytes) else value.item()
+                found[name.lower()] = plain(name, values[0])
         return found
 
     def _answer(self, sender: Any, future: Future[ImageResult]) -> None:
         with self.lock:
             self.waiting.pop(future, None)
-        if future.cancelled():
-            self._send(sender, failure(RuntimeError("cancelled"), pb_utils.TritonError.CANCELLED))
-        elif (error := future.exception()) is not None:
-            self._send(sender, failure(error))
-        else:
-            result = future.result()
-            images = np.stack([np.asarray(image.convert("RGB")) for image in result.images])
-            said = np.array([json.dumps(result.statistics.as_dict()).encode()], dtype=np.object_)
-            tensors = [pb_utils.Tensor("IMAGES", images), pb_utils.Tensor("STATISTICS", said)]
-            self._send(sender, pb_utils.InferenceResponse(output_tensors=tensors))
+        try:
+            response = success(future.result())
+        except BaseException as error:
+            response = failure(error)
+        self._send(sender, response)
 
     def _send(self, sender: Any, response: Any) -> None:
         sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
@@ -88,14 +91,45 @@ class TritonPythonModel:
         """Cancels the requests of clients that have gone."""
         while not self.ended.wait(LOOK):
             with self.lock:
-                gone = [future for future, sender in self.waiting.items() if sender.is_cancelled()]
+                gone = [future for future, sender in self.waiting.items() if has_gone(sender)]
             for future in gone:
                 future.cancel()
 
 
-def failure(error: BaseException, code: int | None = None) -> Any:
+def plain(name: str, value: Any) -> Any:
+    """A value of an input, as JSON would have it."""
+    if not isinstance(value, bytes):
+        return value.item()
+    try:
+        return value.decode()
+    except UnicodeDecodeError as error:
+        raise BadRequest(f"{name} is no UTF-8: {error}") from error
+
+
+def has_gone(sender: Any) -> bool:
+    """Whether nobody waits for the answer, as far as one can tell."""
+    try:
+        return bool(sender.is_cancelled())
+    except Exception:  # it is as good as gone, and others are looked after all the same
+        logging.getLogger(__name__).exception("a request is cancelled: its sender does not answer")
+        return True
+
+
+def success(result: ImageResult) -> Any:
+    """A response with the pictures, ``[n, height, width, 3]``, and what they cost."""
+    images = np.stack([np.asarray(image.convert("RGB")) for image in result.images])
+    said = np.array([json.dumps(result.statistics.as_dict()).encode()], dtype=np.object_)
+    tensors = [pb_utils.Tensor("IMAGES", images), pb_utils.Tensor("STATISTICS", said)]
+    return pb_utils.InferenceResponse(output_tensors=tensors)
+
+
+def failure(error: BaseException) -> Any:
     """A response that says what went wrong."""
-    if code is None:
-        bad = isinstance(error, BadRequest)
-        code = pb_utils.TritonError.INVALID_ARG if bad else pb_utils.TritonError.INTERNAL
+    code = pb_utils.TritonError.INTERNAL
+    if isinstance(error, BadRequest):
+        code = pb_utils.TritonError.INVALID_ARG
+    elif isinstance(error, Overloaded | ServiceClosed | ServiceDead):
+        code = pb_utils.TritonError.UNAVAILABLE
+    elif isinstance(error, CancelledError):
+        code = pb_utils.TritonError.CANCELLED
     return pb_utils.InferenceResponse(error=pb_utils.TritonError(str(error) or repr(error), code))

@@ -24,10 +24,19 @@ PROMPT_SETS = {
 }
 
 
-def load_pipeline(model: str, dtype: torch.dtype | None = None, device: str = "cpu") -> Any:
+def load_pipeline(
+    model: str,
+    dtype: torch.dtype | None = None,
+    device: str = "cpu",
+    *,
+    safety_checker: bool = False,
+) -> Any:
     """Loads a pipeline from a bundled name or a local diffusers folder; never downloads.
 
     Weights are read from safetensors only, never unpickled.
+
+    Args:
+        safety_checker: Whether the folder's is kept, if it has one; programs that serve keep it.
 
     Raises:
         UserError: There is no such bundled model or folder, or diffusers cannot load it.
@@ -46,7 +55,8 @@ def load_pipeline(model: str, dtype: torch.dtype | None = None, device: str = "c
     logging.getLogger("diffusers.pipelines.pipeline_loading_utils").setLevel(logging.CRITICAL)
     diffusers_logging.disable_progress_bar()
     transformers_logging.disable_progress_bar()
-    settings = {"safety_checker": None} if "safety_checker" in _components(folder) else {}
+    drops = not safety_checker and "safety_checker" in _components(folder)
+    settings = {"safety_checker": None} if drops else {}
     try:
         pipe = DiffusionPipeline.from_pretrained(
             folder, local_files_only=True, use_safetensors=True, **settings

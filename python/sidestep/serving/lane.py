@@ -27,6 +27,7 @@ class Order:
         submitted: When, by the monotonic clock.
         started: When it came to the engine.
         prepared: What the pipeline made of it.
+        number: The engine's.
     """
 
     request: ImageRequest
@@ -34,6 +35,7 @@ class Order:
     submitted: float = field(default_factory=time.monotonic)
     started: float = 0.0
     prepared: Prepared | None = None
+    number: int | None = None
 
 
 class Lane:
@@ -84,15 +86,35 @@ class Lane:
         """Whether its rows can begin at once; a large one waits until it is alone."""
         return not self.running or self.rows + order.request.n <= self.engine.capacity
 
-    def begin(self, order: Order, prepared: Prepared) -> None:
-        """Gives an order to the engine.
+    def begin(self, order: Order) -> bool:
+        """Gives a pending order, prepared, to the engine.
+
+        Returns:
+            False when it stays pending: the engine's table holds no more plans beside those of the
+            orders that run.
 
         Raises:
             ValueError: It does not fit.
+            RuntimeError: It does not fit, and the engine is empty.
         """
-        number = self.engine.submit(prepared.request)
-        order.prepared, order.started = prepared, time.monotonic()
-        self.running[number] = order
+        assert order.prepared is not None
+        try:
+            order.number = self.engine.submit(order.prepared.request)
+        except RuntimeError:
+            if not self.running:
+                raise
+            return False
+        order.started = time.monotonic()
+        self.pending.remove(order)
+        self.running[order.number] = order
+        return True
+
+    def leave(self, order: Order) -> None:
+        """It is neither pending nor running any more."""
+        if order.number is None:
+            self.pending.remove(order)
+        else:
+            del self.running[order.number]
 
     def tick(self) -> bool:
         """One model call; False when nothing needs it.

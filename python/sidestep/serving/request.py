@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 _LARGEST_SEED = 2**63 - 1
+_SHOWN = 100  # characters of a value in a message
 
 
 class BadRequest(ValueError):
@@ -77,7 +78,7 @@ class ImageRequest:
         given = {str(name): value for name, value in fields.items() if value is not None}
         for name in given:
             if name not in _FIELDS:
-                raise BadRequest(f"{name} is unknown, expected {', '.join(_FIELDS)}")
+                raise BadRequest(f"{_shown(name)} is unknown, expected {', '.join(_FIELDS)}")
         if "prompt" not in given:
             raise BadRequest("prompt is missing, expected text")
         if "size" in given:
@@ -102,10 +103,19 @@ def _parse_size(text: Any) -> tuple[int, int] | None:
     """Of ``"64x64"``; None for ``"auto"``."""
     if text == "auto":
         return None
-    width, _, height = str(text).partition("x")
+    width, _, height = text.partition("x") if isinstance(text, str) else ("", "", "")
     if not all(side.isascii() and side.isdigit() and len(side) < 6 for side in (width, height)):
-        raise BadRequest(f"size is {text!r}, expected WIDTHxHEIGHT")
+        raise BadRequest(f"size is {_shown(text)}, expected WIDTHxHEIGHT")
     return int(width), int(height)
+
+
+def _shown(value: Any) -> str:
+    """A client's value in a message: escaped, and not long."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # too many digits, or nested too deeply
+        return f"a {type(value).__name__} too large to show"
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,8 +167,8 @@ class Limits:
         _check_whole("seed", request.seed, 0, _LARGEST_SEED - self.n)
         guidance = request.guidance
         number = isinstance(guidance, int | float) and not isinstance(guidance, bool)
-        if not number or not (math.isfinite(guidance) and 0 <= guidance <= self.guidance):
-            raise BadRequest(f"guidance is {guidance!r}, expected 0 to {self.guidance:g}")
+        if not number or not (0 <= guidance <= self.guidance and math.isfinite(guidance)):
+            raise BadRequest(f"guidance is {_shown(guidance)}, expected 0 to {self.guidance:g}")
         if request.size is not None and request.size not in sizes:
             known = ", ".join(f"{width}x{height}" for width, height in sizes)
             raise BadRequest(f"size is {_size(request.size)}, expected one of {known}")
@@ -174,24 +184,30 @@ def _check_text(name: str, value: Any, most: int) -> None:
         raise BadRequest(f"{name} has {len(value)} characters, expected at most {most}")
     if name == "prompt" and not value.strip():
         raise BadRequest("prompt is empty, expected text")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise BadRequest(f"{name} has half a surrogate pair, expected text") from error
 
 
 def _check_whole(name: str, value: Any, least: int, most: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
-        raise BadRequest(f"{name} is {value!r}, expected a whole number from {least} to {most}")
+        raise BadRequest(
+            f"{name} is {_shown(value)}, expected a whole number from {least} to {most}"
+        )
 
 
 def _check_name(name: str, value: Any, known: Collection[str]) -> None:
-    if value not in known:
+    if not isinstance(value, str) or value not in known:
         names = ", ".join(known) or "none, as the service has only the pipeline's own"
-        raise BadRequest(f"{name} is {value!r}, expected one of {names}")
+        raise BadRequest(f"{name} is {_shown(value)}, expected one of {names}")
 
 
 def _size(size: Any) -> str:
     try:
         width, height = size
     except (TypeError, ValueError):
-        return repr(size)
+        return _shown(size)
     return f"{width}x{height}"
 
 

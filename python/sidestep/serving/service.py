@@ -2,6 +2,7 @@
 
     turn:   free the rows of cancelled requests
             prepare waiting requests, while there are rows for them       (texts, noise)
+            and until one is refused: the others' call comes first
             one model call for rows of many requests, at many timesteps
             decode what is done and hand it over                          (pictures)
 
@@ -16,6 +17,7 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -72,7 +74,7 @@ class Service:
             methods: What requests may choose by name, beside ``"none"``; None for ``"adaptive"``
                 and ``"srds"`` with their default settings.
             solvers: Schedulers that requests may choose by name.
-            limits: What a client may ask for; None for the defaults.
+            limits: What a client may ask for; None for the defaults, with n up to capacity.
             capacity: Rows of each size at once.
             buckets: Sizes of a model call in entries, as of `Engine`.
             graphs: As of `EngineLoop`; what cannot be captured runs without.
@@ -82,7 +84,13 @@ class Service:
         """
         if methods is None:
             methods = {"adaptive": Adaptive(), "srds": SRDS()}
-        self.pipe, self.limits = pipe, limits or Limits()
+        limits = limits or Limits(n=max(1, min(Limits().n, capacity)))
+        if limits.n > capacity:
+            raise ValueError(
+                f"Service: limits allow {limits.n} pictures in a request, expected at most "
+                f"capacity, {capacity}"
+            )
+        self.pipe, self.limits = pipe, limits
         self.methods = {"none": None, **methods}
         self.solvers = dict(solvers or {})
         self._stages = Stages(pipe)
@@ -182,15 +190,20 @@ class Service:
         """Takes no more requests, ends, and leaves the pipeline as it was.
 
         Args:
-            drain: Whether what was submitted is finished before; else it fails at once.
+            drain: Whether what was submitted is finished before; else it fails at once, and so it
+                does where an earlier `close` said so.
             timeout: Seconds to wait for the end; None for as long as it takes.
 
         Returns:
-            Whether it has ended.
+            Whether it has ended; in a callback of a future, which the service's thread runs, it has
+            not, and this does not wait.
         """
         with self._condition:
-            self._closing, self._drains = True, drain
+            self._drains = drain and (self._drains or not self._closing)
+            self._closing = True
             self._condition.notify_all()
+        if threading.current_thread() is self._thread:
+            return False
         self._thread.join(timeout)
         return not self._thread.is_alive()
 
@@ -212,7 +225,8 @@ class Service:
             error = ServiceDead(f"the service has died: {reason!r}")
             error.__cause__ = reason
         finally:
-            self._closing = True
+            with self._condition:
+                self._closing = True
             self._abandon(error)
             self._stages.close()
 
@@ -230,15 +244,12 @@ class Service:
     def _turn(self) -> None:
         for lane in self._lanes.values():
             self._forget_cancelled(lane)
-            while (order := self._next(lane)) is not None:
-                self._begin(lane, order)
-                with self._condition:
-                    lane.pending.popleft()
+            while (order := self._next(lane)) is not None and self._begin(lane, order):
+                pass
+            self._forget_cancelled(lane)  # meanwhile
             lane.tick()
             for result in lane.engine.results():
-                self._end(lane.running[result.id], result)
-                with self._condition:
-                    del lane.running[result.id]
+                self._end(lane, lane.running[result.id], result)
 
     def _forget_cancelled(self, lane: Lane) -> None:
         """Those whose clients have gone: their rows are free, or were never needed."""
@@ -247,43 +258,46 @@ class Service:
                 lane.engine.cancel(number)
         with self._condition:
             gone = [order for order in lane.pending if order.future.cancelled()]
-            for order in gone:
-                lane.pending.remove(order)
-                self._totals["cancelled"] += 1
+        for order in gone:
+            self._settle(lane, order, None)
 
     def _next(self, lane: Lane) -> Order | None:
         """The next order, if its rows can begin."""
         with self._condition:
             return lane.pending[0] if lane.pending and lane.has_room(lane.pending[0]) else None
 
-    def _begin(self, lane: Lane, order: Order) -> None:
+    def _begin(self, lane: Lane, order: Order) -> bool:
+        """Prepares an order for the engine; False when it has not come there."""
         request = order.request
         try:
-            prepared = self._stages.prepare(
-                _arguments(request),
-                range(request.seed, request.seed + request.n),
-                method=self.methods[request.method],
-                scheduler=self.solvers.get(request.solver or ""),
-            )
+            if order.prepared is None:
+                order.prepared = self._stages.prepare(
+                    _arguments(request),
+                    range(request.seed, request.seed + request.n),
+                    method=self.methods[request.method],
+                    scheduler=self.solvers.get(request.solver or ""),
+                )
             with self._condition:
-                lane.begin(order, prepared)
+                return lane.begin(order)
         except ValueError as error:
             refused = BadRequest(str(error).removeprefix("enable: "))
             refused.__cause__ = error
-            self._fail(order, refused)
+            self._settle(lane, order, refused)
         except Exception as error:
-            self._fail(order, error)
+            self._settle(lane, order, error)
+        return False
 
-    def _end(self, order: Order, result: Result) -> None:
+    def _end(self, lane: Lane, order: Order, result: Result) -> None:
+        """The engine has let go of an order."""
         if order.future.cancelled():
-            return self._count("cancelled")
+            return self._settle(lane, order, None)
         if result.error is not None:
-            return self._fail(order, result.error)
+            return self._settle(lane, order, result.error)
         assert order.prepared is not None and result.x is not None
         try:
             images = self._stages.decode(order.prepared, result.x)
         except Exception as error:
-            return self._fail(order, error)
+            return self._settle(lane, order, error)
         plan = order.prepared.request.plan
         statistics = Statistics(
             steps=len(plan), model_calls=result.nfe, ticks=result.ticks,
@@ -291,36 +305,43 @@ class Service:
             running_seconds=time.monotonic() - order.started,
             method=order.request.method, solver=plan.name,
         )  # fmt: skip
-        if not order.future.set_running_or_notify_cancel():
-            return self._count("cancelled")
+        self._settle(lane, order, ImageResult(images, result.x, statistics))
+
+    def _settle(self, lane: Lane, order: Order, outcome: ImageResult | Exception | None) -> None:
+        """An order is counted out, and then its client is told, unless it has gone."""
         with self._condition:
+            lane.leave(order)
+            wanted = order.future.set_running_or_notify_cancel()
+            self._count(outcome if wanted else None)
+        if not wanted:
+            return
+        if isinstance(outcome, ImageResult):
+            order.future.set_result(outcome)
+        else:
+            order.future.set_exception(outcome)
+
+    def _count(self, outcome: ImageResult | Exception | None) -> None:
+        if outcome is None:
+            self._totals["cancelled"] += 1
+        elif isinstance(outcome, Exception):
+            self._totals["failed"] += 1
+        else:
             self._totals["done"] += 1
-            self._totals["pictures"] += len(images)
-            self._evaluations += sum(statistics.model_calls)
-            self._saved += sum(statistics.saved_calls)
-        order.future.set_result(ImageResult(images, result.x, statistics))
-
-    def _fail(self, order: Order, error: Exception) -> None:
-        if order.future.cancelled() or not order.future.set_running_or_notify_cancel():
-            return self._count("cancelled")
-        self._count("failed")
-        order.future.set_exception(error)
-
-    def _count(self, name: str) -> None:
-        with self._condition:
-            self._totals[name] += 1
+            self._totals["pictures"] += len(outcome.images)
+            self._evaluations += sum(outcome.statistics.model_calls)
+            self._saved += sum(outcome.statistics.saved_calls)
 
     def _abandon(self, error: Exception) -> None:
         """Nothing is made any more."""
         with self._condition:
-            orders = [o for lane in self._lanes.values() for o in lane.running.values()]
-            for lane in self._lanes.values():
-                orders += lane.pending
-                lane.pending.clear()
-                lane.running.clear()
-        for order in orders:
-            if order.future.cancelled() or not order.future.done():
-                self._fail(order, error)
+            orders = [
+                (lane, order)
+                for lane in self._lanes.values()
+                for order in (*lane.running.values(), *lane.pending)
+            ]
+        for lane, order in orders:
+            with suppress(BaseException):  # of a callback: others are told all the same
+                self._settle(lane, order, error)
 
     # -- settings ---------------------------------------------------------------------------------
 
