@@ -238,6 +238,16 @@ def test_a_dead_service_says_so(pipe: Any) -> None:
         ({"guidance": float("nan")}, "guidance is nan, expected 0 to 50"),
         ({"guidance": 51}, "guidance is 51, expected 0 to 50"),
         ({"size": (8, 8)}, "size is 8x8, expected one of 64x64"),
+        ({"guidance": 10**400}, f"guidance is 1{'0' * 99}..., expected 0 to 50"),
+        (
+            {"steps": 10**5000},
+            "steps is a int too large to show, expected a whole number from 1 to 20",
+        ),
+        ({"prompt": "\ud800"}, "prompt has half a surrogate pair, expected text"),
+        ({"negative_prompt": "\ud800"}, "negative_prompt has half a surrogate pair, expected text"),
+        ({"size": [[]]}, "size is [[]], expected one of 64x64"),
+        ({"method": []}, "method is [], expected one of none, adaptive, srds"),
+        ({"solver": {}}, "solver is {}, expected one of euler"),
         ({"method": "magic"}, "method is 'magic', expected one of none, adaptive, srds"),
         ({"solver": "magic"}, "solver is 'magic', expected one of euler"),
     ],
@@ -245,7 +255,9 @@ def test_a_dead_service_says_so(pipe: Any) -> None:
 def test_limits(change: dict[str, Any], sentence: str) -> None:
     limits = Limits(steps=20, n=2, prompt=50)
     with pytest.raises(BadRequest) as refused:
-        limits.check(replace(FROG, **change), [(64, 64)], ["none", *METHODS], ["euler"])
+        limits.check(
+            replace(FROG, **change), [(64, 64)], {"none": None, **METHODS}, {"euler": None}
+        )
     assert str(refused.value) == sentence
 
 
@@ -294,6 +306,7 @@ def test_fields_of_json() -> None:
         ([], "the body is a list, expected an object"),
         ({}, "prompt is missing, expected text"),
         ({"prompt": "owl", "steps": 3}, "'steps' is unknown, expected prompt, negative_prompt,"),
+        ({"prompt": "owl", "\ud800": 3}, r"'\ud800' is unknown, expected prompt, negative_prompt,"),
         ({"prompt": "owl", "size": "64x"}, "size is '64x', expected WIDTHxHEIGHT"),
         ({"prompt": "owl", "size": 64}, "size is 64, expected WIDTHxHEIGHT"),
     ):
