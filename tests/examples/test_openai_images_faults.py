@@ -11,7 +11,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from serving_service import PATIENCE, Gate
 
 from sidestep.models import load_pipeline
-from sidestep.serving import ImageRequest, Limits, Service
+from sidestep.serving import ImageRequest, ImageResult, Limits, Service
 
 PATH = "/v1/images/generations"
 ASK = {"prompt": "frog", "num_inference_steps": 2}
@@ -41,6 +41,14 @@ def test_a_model_that_raises_is_a_500_and_the_next_request_a_200(pipe: Any) -> N
         gate.open()
         assert client.get("/health").status_code == 200
         assert value(client, "sidestep_failed_total") == value(client, "sidestep_done_total") == 1
+
+
+def test_a_picture_that_cannot_be_sent_is_a_500(pipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    with TestClient(create_app(Service(pipe), "emoji-sd")) as client:
+        monkeypatch.setattr(ImageResult, "as_dict", lambda _: 1 / 0)
+        answer = client.post(PATH, json=ASK)
+        assert answer.status_code == 500
+        assert answer.json()["error"]["message"] == "division by zero"
 
 
 def test_too_many_requests_are_a_429(pipe: Any) -> None:

@@ -55,7 +55,12 @@ def test_bad_requests(server: Process) -> None:
     for body, sentence in (
         (b"{", "the body is no JSON"),
         (b"", "the body is a NoneType, expected an object"),
+        (b"[" * 100_000, "the body is no JSON"),
+        (b'{"prompt": "frog", "\\ud800": 1}', r"'\ud800' is unknown, expected prompt,"),
+        (b'{"prompt": "frog", "method": []}', "method is [], expected one of"),
         (b'{"prompt": "frog", "n": 9}', "n is 9, expected a whole number from 1 to 4"),
     ):
         answer = httpx.post(server.url, content=body, timeout=PATIENCE)
         assert answer.status_code == 400 and sentence in answer.json()["error"]
+    answer = httpx.post(server.url, content=b"x" * (1 << 21), timeout=PATIENCE)
+    assert answer.status_code == 413 and "expected at most 1048576" in answer.json()["error"]

@@ -16,7 +16,7 @@ from serving_process import EXAMPLES
 from serving_service import LAST_BIT, Gate, difference, solo
 
 from sidestep.models import load_pipeline
-from sidestep.serving import ImageRequest
+from sidestep.serving import ImageRequest, Statistics
 
 FOLDER = EXAMPLES / "triton_model"
 CONFIG = backend.read_config(FOLDER / "config.pbtxt")
@@ -75,6 +75,7 @@ def test_requests_share_calls_and_get_their_own_pictures(model: Any) -> None:
 def test_bad_requests_and_clients_that_leave(model: Any) -> None:
     for inputs, sentence in (
         ({"PROMPT": [b""]}, "prompt is empty, expected text"),
+        ({"PROMPT": [b"\xff"]}, "PROMPT is no UTF-8"),
         ({"PROMPT": [b"frog"], "N": [9]}, "n is 9, expected a whole number from 1 to 4"),
         ({"PROMPT": [b"frog"], "METHOD": [b"magic"]}, "method is 'magic', expected one of"),
     ):
@@ -90,6 +91,37 @@ def test_bad_requests_and_clients_that_leave(model: Any) -> None:
     assert np.isfinite(stays.outputs()["IMAGES"]).all()
     counts = model.service.counts()
     assert (counts["cancelled"], counts["done"]) == (1, 1) and counts["ticks"] <= 4
+
+
+def test_a_sender_that_does_not_answer_is_gone_and_others_are_not(
+    model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken() -> bool:
+        raise RuntimeError("no such request")
+
+    gate = Gate(model.service.pipe)
+    first, second = (asked(model, PROMPT=[b"frog"], NUM_INFERENCE_STEPS=[150]) for _ in range(2))
+    gate.arrive()
+    monkeypatch.setattr(first, "is_cancelled", broken)
+    assert first.error().code == backend.TritonError.CANCELLED
+    second.cancelled = True
+    assert second.error().code == backend.TritonError.CANCELLED
+    gate.open()
+
+
+def test_a_result_that_cannot_be_sent_is_an_error(
+    model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Statistics, "as_dict", lambda _: 1 / 0)
+    error = asked(model, PROMPT=[b"frog"], NUM_INFERENCE_STEPS=[1]).error()
+    assert error.code == backend.TritonError.INTERNAL and error.message == "division by zero"
+
+
+def test_a_service_that_takes_no_more_is_unavailable(model: Any) -> None:
+    model.service.close()
+    error = asked(model, PROMPT=[b"frog"]).error()
+    assert error.code == backend.TritonError.UNAVAILABLE
+    assert error.message == "the service takes no requests any more"
 
 
 def test_what_the_model_raises_is_an_internal_error(model: Any) -> None:
