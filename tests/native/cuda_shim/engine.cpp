@@ -78,7 +78,7 @@ Latents sampled(const sidestep::Plan& plan, sidestep_device device, cudaStream_t
 int main(int, char** argv) {
   const sidestep::Plan plan = sidestep::Plan::load(argv[1]);
   cudaStream_t stream = nullptr;
-  cudaStreamCreate(&stream);
+  cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking);
   const Latents on_cpu = sampled(plan, SIDESTEP_CPU, nullptr);
   const bool same = sampled(plan, SIDESTEP_CUDA, stream) == on_cpu;
   cudaStreamDestroy(stream);
