@@ -160,10 +160,7 @@ Status Engine::admit() {
 
 Status Engine::hand_out(const Batch& batch, sidestep_call* call) {
   const auto size = static_cast<int64_t>(batch.entries.size());
-  for (const sidestep_row& row : batch.rows) {
-    rows_[row.slot].ticket = batch.ticket;
-    rows_[row.slot].size = size;
-  }
+  for (const sidestep_row& row : batch.rows) rows_[row.slot].size = size;
   for (int64_t i = 0; i < size; ++i) {
     const sidestep_row& row = batch.rows[batch.entries[i].position];
     const Request& request = requests_.at(row.request);
@@ -186,16 +183,14 @@ Status Engine::hand_out(const Batch& batch, sidestep_call* call) {
   return state_.memory().upload(call->t, times_.data(), size * 4);
 }
 
-Status Engine::check_outputs(int64_t ticket, const void* outputs, int64_t size) const {
-  for (const Row& row : rows_) {
-    if (row.ticket != ticket || ticket < 0) continue;
-    if (outputs == nullptr || row.size != size) {
-      return invalid_argument("engine: complete has outputs = %p of %" PRId64
-                              " entries, expected those of the call's %" PRId64,
-                              outputs, size, row.size);
-    }
-  }
-  return Status();
+Status Engine::check_outputs(int64_t ticket, const void* outputs, int64_t size) {
+  const std::vector<sidestep_row>& rows = scheduler_.in_flight(ticket);
+  if (rows.empty()) return Status();
+  const int64_t expected = rows_[rows.front().slot].size;
+  if (outputs != nullptr && size == expected) return Status();
+  return invalid_argument("engine: complete has outputs = %p of %" PRId64
+                          " entries, expected those of the call's %" PRId64,
+                          outputs, size, expected);
 }
 
 Status Engine::complete(int64_t ticket, const void* outputs, int64_t size, void* stream) {
@@ -211,7 +206,6 @@ Status Engine::complete(int64_t ticket, const void* outputs, int64_t size, void*
     if (request.last_ticket != ticket) ++request.calls;
     request.last_ticket = ticket;
     ++request.evaluations;
-    rows_[row.slot].ticket = -1;
   }
   status = advance(members_, outputs, true);
   while (status.ok()) {

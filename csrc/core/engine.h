@@ -54,15 +54,14 @@ class Engine {
   // What is known of the row in a slot.
   struct Row {
     SkipRule rule;
-    int64_t ticket = -1;                        // of the batch that it is in, and of that batch:
-    int64_t size = 0;                           // its entries
+    int64_t size = 0;                           // entries of the batch that it is in
     int64_t place[SIDESTEP_MAX_BRANCHES] = {};  // those of the row
   };
 
   Status check_request(const sidestep_request& request, const Plan& plan) const;
   Status admit();
   Status hand_out(const Batch& batch, sidestep_call* call);
-  Status check_outputs(int64_t ticket, const void* outputs, int64_t size) const;
+  Status check_outputs(int64_t ticket, const void* outputs, int64_t size);
   Status advance(const std::vector<sidestep_row>& rows, const void* outputs, bool fresh);
   void prepare(const std::vector<sidestep_row>& rows, bool fresh);  // fills stepping_
   Status decide(const std::vector<sidestep_row>& rows);             // fills compute_

@@ -2,6 +2,7 @@
 #include "core/plan.h"
 
 #include <algorithm>
+#include <cfloat>
 #include <cinttypes>
 #include <cmath>
 #include <cstdio>
@@ -64,6 +65,14 @@ std::string digest_of(const SafeTensors& file, const std::string& head) {
 Status wrong_shape(const char* key, const SafeTensor& tensor, const std::string& expected) {
   return invalid_argument("%s has shape %s and dtype %s, expected %s", key,
                           shape_text(tensor.shape).c_str(), tensor.dtype.c_str(), expected.c_str());
+}
+
+// The engine computes in fp32: what is finite here alone would be infinite there.
+bool fits(double value) { return std::fabs(value) <= FLT_MAX; }
+
+Status does_not_fit(const char* key, double value, int64_t step) {
+  return invalid_argument("%s is %g at step %" PRId64 ", expected a number that fits in fp32", key,
+                          value, step);
 }
 
 }  // namespace
@@ -172,11 +181,10 @@ Status Plan::take_matrices(const SafeTensor& tensor) {
   columns_ = shape[2];
   matrices_.resize(tensor.count);
   if (tensor.count > 0) std::memcpy(matrices_.data(), tensor.data, tensor.count * sizeof(double));
-  const auto strange = std::find_if_not(matrices_.begin(), matrices_.end(),
-                                        [](double value) { return std::isfinite(value); });
+  const auto strange = std::find_if_not(matrices_.begin(), matrices_.end(), fits);
   if (strange == matrices_.end()) return Status();
-  return invalid_argument("matrices is not finite at step %" PRId64,
-                          (strange - matrices_.begin()) / (registers_ * columns_));
+  const int64_t step = (strange - matrices_.begin()) / (registers_ * columns_);
+  return does_not_fit("matrices", *strange, step);
 }
 
 // [K], or [K, width]; log_snr alone may be infinite.
@@ -193,9 +201,8 @@ Status Plan::take_column(const SafeTensors& file, const char* key, int64_t width
   values->resize(tensor.count);
   if (tensor.count > 0) std::memcpy(values->data(), tensor.data, tensor.count * sizeof(double));
   for (size_t i = 0; i < values->size() && std::strcmp(key, "log_snr") != 0; ++i) {
-    if (std::isfinite((*values)[i])) continue;
-    return invalid_argument("%s is not finite at step %" PRId64, key,
-                            static_cast<int64_t>(i) / std::max<int64_t>(width, 1));
+    if (fits((*values)[i])) continue;
+    return does_not_fit(key, (*values)[i], static_cast<int64_t>(i) / std::max<int64_t>(width, 1));
   }
   return Status();
 }

@@ -187,6 +187,11 @@ void RowScheduler::lay_out() {
   batch_.entries.resize(buckets_.holding(batch_.num_entries), sidestep_entry{0, 0});
 }
 
+const std::vector<sidestep_row>& RowScheduler::in_flight(int64_t ticket) {
+  collect(ticket);
+  return rows_;
+}
+
 Status RowScheduler::complete(int64_t ticket, const std::vector<sidestep_row>** rows) {
   const Status status = check_ticket("complete", ticket);
   if (!status.ok()) return status;

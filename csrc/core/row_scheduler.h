@@ -32,6 +32,7 @@ class RowScheduler {
   Status extend(const sidestep_scheduler_extension& extension, int64_t* number);
   const std::vector<sidestep_row>& admit();
   const Batch& next();
+  const std::vector<sidestep_row>& in_flight(int64_t ticket);  // none once it is back
   Status complete(int64_t ticket, const std::vector<sidestep_row>** rows);
   Status fail(int64_t ticket, const std::vector<int64_t>** ids);
   const std::vector<sidestep_row>& skipping();

@@ -19,60 +19,65 @@ const OrtApi* load_api(const std::string& library) {
   return api;
 }
 
+template <typename T>
+using Owned = std::unique_ptr<T, void (*)(T*)>;
+
 class OnnxModel : public Model {
  public:
   OnnxModel(const std::string& library, const std::string& file, const Shape& shape)
-      : api_(load_api(library)), shape_(shape) {
-    OrtSessionOptions* options = nullptr;
-    check(api_->CreateEnv(kOrtLoggingWarning, "sidestep", &env_));
-    check(api_->CreateCpuMemoryInfo(kOrtArenaAllocator, kOrtMemoryDefault, &memory_));
-    check(api_->CreateSessionOptions(&options));
-    check(api_->SetIntraOpNumThreads(options, 1));
-    OrtStatus* created = api_->CreateSession(env_, file.c_str(), options, &session_);
-    api_->ReleaseSessionOptions(options);
-    check(created);
-  }
-
-  ~OnnxModel() override {
-    if (session_ != nullptr) api_->ReleaseSession(session_);
-    if (memory_ != nullptr) api_->ReleaseMemoryInfo(memory_);
-    if (env_ != nullptr) api_->ReleaseEnv(env_);
-  }
+      : api_(load_api(library)),
+        shape_(shape),
+        env_(made(api_->ReleaseEnv, api_->CreateEnv, kOrtLoggingWarning, "sidestep")),
+        memory_(made(api_->ReleaseMemoryInfo, api_->CreateCpuMemoryInfo, kOrtArenaAllocator,
+                     kOrtMemoryDefault)),
+        session_(open(file)) {}
 
   void run(int64_t n, float* x, float* t, float* text, float* u) const override {
     const auto& latent = shape_.latent;
     const int64_t of_x[] = {n, latent[0], latent[1], latent[2]};
     const int64_t of_text[] = {n, shape_.text[0], shape_.text[1]};
-    OrtValue* values[] = {tensor(x, n * shape_.dim(), of_x, 4), tensor(t, n, of_x, 1),
-                          tensor(text, n * shape_.text_size(), of_text, 3),
-                          tensor(u, n * shape_.dim(), of_x, 4)};
+    const Owned<OrtValue> tensors[] = {tensor(x, n * shape_.dim(), of_x, 4), tensor(t, n, of_x, 1),
+                                       tensor(text, n * shape_.text_size(), of_text, 3),
+                                       tensor(u, n * shape_.dim(), of_x, 4)};
+    const OrtValue* given[] = {tensors[0].get(), tensors[1].get(), tensors[2].get()};
+    OrtValue* written[] = {tensors[3].get()};
     const char* inputs[] = {"x", "t", "text"};
     const char* outputs[] = {"u"};
-    OrtStatus* ran = api_->Run(session_, nullptr, inputs, values, 3, outputs, 1, values + 3);
-    for (OrtValue* value : values) api_->ReleaseValue(value);
-    check(ran);
+    check(api_->Run(session_.get(), nullptr, inputs, given, 3, outputs, 1, written));
   }
 
  private:
   void check(OrtStatus* status) const {
     if (status == nullptr) return;
-    const std::string why = api_->GetErrorMessage(status);
-    api_->ReleaseStatus(status);
-    throw std::runtime_error("ONNX Runtime: " + why);
+    const Owned<OrtStatus> owned(status, api_->ReleaseStatus);
+    throw std::runtime_error(std::string("ONNX Runtime: ") + api_->GetErrorMessage(status));
   }
 
-  OrtValue* tensor(float* data, int64_t count, const int64_t* shape, size_t dimensions) const {
-    OrtValue* value = nullptr;
-    check(api_->CreateTensorWithDataAsOrtValue(memory_, data, count * sizeof(float), shape,
-                                               dimensions, kOrtFloat, &value));
-    return value;
+  // What one of the library's functions makes, with the function that ends it.
+  template <typename T, typename Create, typename... Arguments>
+  Owned<T> made(void (*release)(T*), Create create, Arguments... arguments) const {
+    T* value = nullptr;
+    check(create(arguments..., &value));
+    return Owned<T>(value, release);
+  }
+
+  Owned<OrtSession> open(const std::string& file) const {
+    const auto options = made(api_->ReleaseSessionOptions, api_->CreateSessionOptions);
+    check(api_->SetIntraOpNumThreads(options.get(), 1));
+    return made(api_->ReleaseSession, api_->CreateSession, env_.get(), file.c_str(), options.get());
+  }
+
+  Owned<OrtValue> tensor(float* data, int64_t count, const int64_t* shape,
+                         size_t dimensions) const {
+    return made(api_->ReleaseValue, api_->CreateTensorWithDataAsOrtValue, memory_.get(), data,
+                count * sizeof(float), shape, dimensions, kOrtFloat);
   }
 
   const OrtApi* api_;
   Shape shape_;
-  OrtEnv* env_ = nullptr;
-  OrtMemoryInfo* memory_ = nullptr;
-  OrtSession* session_ = nullptr;
+  Owned<OrtEnv> env_;
+  Owned<OrtMemoryInfo> memory_;
+  Owned<OrtSession> session_;
 };
 
 class AnalyticModel : public Model {

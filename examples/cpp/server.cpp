@@ -14,6 +14,7 @@
 // and is answered by one line: "NAME done: C model calls" or "NAME failed: why". A request joins at
 // the next call, whatever the others are doing. Without --onnx the model is a formula.
 #include <condition_variable>
+#include <cstdlib>
 #include <fstream>
 #include <iostream>
 #include <map>
@@ -41,6 +42,14 @@ std::vector<float> read_numbers(const std::string& path, int64_t count) {
     throw std::runtime_error(path + " does not hold " + std::to_string(count) + " numbers");
   }
   return numbers;
+}
+
+bool write_numbers(const std::string& path, const std::vector<float>& numbers) {
+  std::ofstream file(path, std::ios::binary);
+  file.write(reinterpret_cast<const char*>(numbers.data()),
+             static_cast<std::streamsize>(numbers.size() * sizeof(float)));
+  file.close();
+  return file.good();
 }
 
 std::vector<float> read_noise(const std::string& from, int64_t dim) {
@@ -154,10 +163,9 @@ class Server {
   void answer(const sidestep_result& result) {
     const std::unique_ptr<Job> job(static_cast<Job*>(result.tag));
     if (result.outcome == SIDESTEP_REQUEST_DONE) {
-      const auto bytes = static_cast<std::streamsize>(job->latent.size() * sizeof(float));
-      std::ofstream(job->out, std::ios::binary)
-          .write(reinterpret_cast<const char*>(job->latent.data()), bytes);
-      say(job->name, "done: " + std::to_string(result.calls) + " model calls");
+      const bool written = write_numbers(job->out, job->latent);
+      say(job->name, written ? "done: " + std::to_string(result.calls) + " model calls"
+                             : "failed: cannot write " + job->out);
     } else {
       say(job->name, std::string("failed: ") + result.error);
     }
@@ -205,7 +213,12 @@ int main(int argc, char** argv) {
     }
     Server server(shape, std::move(model), threshold, max_skip);
     std::thread front([&server] { server.read(std::cin); });
-    server.serve();
+    try {
+      server.serve();
+    } catch (const std::exception& error) {
+      std::cerr << "server: " << error.what() << std::endl;
+      std::_Exit(1);  // the front end may wait for a line for ever
+    }
     front.join();
   } catch (const std::exception& error) {
     std::cerr << "server: " << error.what() << std::endl;

@@ -214,6 +214,38 @@ def test_latents_that_are_not_finite_end_a_request_that_decides_by_them(plans: d
     engine.destroy()
 
 
+@pytest.mark.parametrize("back", ["complete", "fail", "cancel"])
+def test_a_batch_that_is_back_changes_nothing(plans: dict, back: str) -> None:
+    plan, handle = plans["ddim"]
+    x, ended = noise(0, 2, D), ctypes.c_int32()
+    latents = x.copy()
+    engine = capi.Engine(capi.options(D))
+    first = engine.submit(handle, latents[:1])
+    call = engine.next()
+    one = answer(engine, call, torch.float32)
+    arguments = engine.handle, call.ticket, capi.address(one)
+    assert capi.call("engine_complete", *arguments, 2, None) == capi.INVALID
+    assert "of 2 entries, expected those of the call's 1" in capi.error()
+    if back == "complete":
+        engine.complete(call, one)
+    elif back == "fail":
+        capi.must("engine_fail", engine.handle, call.ticket, None)
+    else:
+        capi.must("engine_cancel", engine.handle, first, ctypes.byref(ended))
+    engine.submit(handle, latents[1:])
+    for outputs, size in ((one, 1), (one, 2), (None, -1)):
+        again = engine.handle, call.ticket, capi.address(outputs), size, None
+        capi.must("engine_complete", *again)
+    drive(engine)
+    expected = {result.request: result.outcome for result in engine.results()}
+    outcomes = {"complete": capi.DONE, "fail": capi.FAILED_REQUEST, "cancel": capi.CANCELLED}
+    assert expected == {0: outcomes[back], 1: capi.DONE}
+    for row in range(1 if back != "complete" else 0, 2):
+        request = Request(plan, torch.from_numpy(x[row : row + 1]))
+        assert torch.equal(torch.from_numpy(latents[row : row + 1]), in_python(request))
+    engine.destroy()
+
+
 def test_memory_of_the_caller(plans: dict) -> None:
     plan, handle = plans["dpmsolver++2m"]
     settings = capi.options(D, skips=1)

@@ -137,6 +137,37 @@ HOSTILE: dict[str, tuple[Callable[[dict, bytes], bytes], str]] = {
 }
 
 
+@pytest.mark.parametrize(
+    ("key", "values"),
+    [
+        ("matrices", [[[1.0, 0.0]], [[0.0, -1e300]], [[1.0, 0.0]]]),
+        ("input_scales", [1.0, 3.5e38, 1.0]),
+        ("timesteps", [1.0, 1e39, 1.0]),
+    ],
+)
+def test_numbers_that_do_not_fit_in_fp32_are_refused(
+    folder: Path, key: str, values: list[Any]
+) -> None:
+    arrays = {
+        "matrices": np.ones((3, 1, 2)),
+        "timesteps": np.arange(3.0),
+        "input_scales": np.ones(3),
+    }
+    Plan(**{"name": "huge", **arrays, key: np.array(values)}).save(folder / "huge")
+    status, sentence = read((folder / "huge").read_bytes())
+    assert status == capi.INVALID
+    assert f"{key} is " in sentence and "at step 1, expected a number that fits in fp32" in sentence
+
+
+def test_the_largest_numbers_of_fp32_are_read(folder: Path) -> None:
+    largest = float(np.finfo(np.float32).max)
+    plan = Plan(
+        name="large", matrices=np.full((1, 1, 2), -largest), timesteps=[1.0], input_scales=[largest]
+    )
+    plan.save(folder / "large")
+    assert read((folder / "large").read_bytes()) == (capi.OK, plan.digest)
+
+
 # Python reads a number written in another way, and leaves out an array that it does not know.
 STRICTER = {"scale", "unknown array"}
 

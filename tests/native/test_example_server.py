@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import runpy
+import subprocess
 from pathlib import Path
 
 import capi
@@ -113,6 +114,7 @@ def test_bad_requests_are_answered(example: Path, tmp_path: Path) -> None:
     with (tmp_path / "requests.txt").open("a") as lines:
         lines.write("one two\nno nowhere.plan seed:1 - 1 x\nbad short seed:1 - 1 x\n")
         lines.write("few frog.plan short - 1 x\nnan frog.plan seed:1 - 1e38 x\n")
+        lines.write("lost frog.plan seed:1 - 1 nowhere/x\nfull frog.plan seed:1 - 1 /dev/full\n")
     said = requests.answer(example / "sidestep_server")
     assert all(said[name].startswith("done: ") for name in PROMPTS)
     assert said["one"] == "failed: expected NAME PLAN NOISE TEXT SCALE OUT"
@@ -120,6 +122,15 @@ def test_bad_requests_are_answered(example: Path, tmp_path: Path) -> None:
     assert said["bad"] == "failed: plan: 4 bytes are fewer than its header has"
     assert said["few"] == "failed: short does not hold 1024 numbers"
     assert said["nan"].startswith("failed: engine: guidance[0] is -1e+38")
+    assert said["lost"] == "failed: cannot write nowhere/x"
+    assert said["full"] == "failed: cannot write /dev/full"
+
+
+def test_a_model_that_cannot_be_opened(example: Path, tmp_path: Path) -> None:
+    command = (example / "sidestep_server", "--onnx", onnx_runtime(), tmp_path / "missing.onnx")
+    done = subprocess.run(command, input="", capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1 and done.stdout == ""
+    assert done.stderr.startswith("server: ONNX Runtime: ") and "missing.onnx" in done.stderr
 
 
 def onnx_runtime() -> Path:

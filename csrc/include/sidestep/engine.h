@@ -133,8 +133,8 @@ SIDESTEP_API sidestep_status sidestep_engine_next(sidestep_engine* engine, sides
 
 /* Takes the outputs of a call, [size, dim] of the dtype in the engine's memory, entry by entry;
  * they must stay until the stream has passed. Rows of requests that have ended meanwhile are left
- * out, and a batch that was completed or failed before changes nothing. SIDESTEP_FAILED as above.
- */
+ * out; a batch that was completed or failed before, or has no other rows, changes nothing, whatever
+ * outputs and size are. SIDESTEP_FAILED as above. */
 SIDESTEP_API sidestep_status sidestep_engine_complete(sidestep_engine* engine, int64_t ticket,
                                                       const void* outputs, int64_t size,
                                                       void* stream);

@@ -30,8 +30,8 @@ typedef struct sidestep_plan_info {
 
 /* Reads a plan from a file, or from `size` bytes of memory that may be freed afterwards. Every
  * number of it is checked, and its digest: what is refused is refused with the reason, and nothing
- * is allocated for it. Plans with dynamic thresholding, and those that use two noise draws in one
- * step, are no tables and are refused as well. */
+ * is allocated for it. Plans with dynamic thresholding, those that use two noise draws in one step,
+ * and those with numbers that do not fit in fp32, are no tables of the engine and are refused. */
 SIDESTEP_API sidestep_status sidestep_plan_load(const char* path, sidestep_plan** plan);
 SIDESTEP_API sidestep_status sidestep_plan_read(const void* data, int64_t size,
                                                 sidestep_plan** plan);

@@ -125,7 +125,9 @@ SIDESTEP_API const char* sidestep_version(void);
 /* What was built and what runs: key is "version", "compiler", "cuda" or "simd"; NULL if unknown. */
 SIDESTEP_API const char* sidestep_build_info(const char* key);
 
-/* Threads a large call may use; at first the number of cores. n < 1 is an invalid argument. */
+/* Threads a large call may use; at first the number of cores. n < 1 is an invalid argument. The
+ * number and the threads, which sleep between calls, are the process's: all engines share them, and
+ * a call that finds them busy runs alone on its own thread. */
 SIDESTEP_API sidestep_status sidestep_set_num_threads(int32_t n);
 SIDESTEP_API int32_t sidestep_num_threads(void);
 

@@ -111,7 +111,8 @@ struct Call {
 
 class Engine {
  public:
-  explicit Engine(const Options& options) : largest_(options.buckets.back()) {
+  explicit Engine(const Options& options)
+      : largest_(options.buckets.empty() ? 0 : options.buckets.back()) {
     check_version();
     sidestep_engine* engine = nullptr;
     const sidestep_engine_options given = options.get();
@@ -168,7 +169,9 @@ class Engine {
   }
 
   // One call of model(const Call&), which reads x and t and writes the outputs [size, D]. What it
-  // throws ends the requests in that call, and no other. False when nothing needs the model now.
+  // throws ends the requests in that call, and no other; so does a call that cannot be completed.
+  // An exception that is no std::exception goes on to the caller. False when nothing needs the
+  // model now.
   template <typename Model>
   bool tick(void* x, float* t, const void* outputs, Model&& model, void* stream = nullptr) {
     const std::optional<Call> call = next(x, t, stream);
@@ -178,8 +181,16 @@ class Engine {
     } catch (const std::exception& error) {
       fail(*call, error.what());
       return true;
+    } catch (...) {
+      fail(*call, "the model threw what is no std::exception");
+      throw;
     }
-    complete(*call, outputs, stream);
+    try {
+      complete(*call, outputs, stream);
+    } catch (const Error& error) {
+      fail(*call, error.what());
+      throw;
+    }
     return true;
   }
 
