@@ -8,7 +8,7 @@ foreach(name plan engine)
   add_executable(${name}_fuzz csrc/fuzz/${name}_fuzz.cpp)
   target_link_libraries(${name}_fuzz PRIVATE sidestep)
   target_compile_definitions(${name}_fuzz PRIVATE
-    SIDESTEP_FUZZ_PLAN="${CMAKE_CURRENT_SOURCE_DIR}/examples/cpp/ddim-8.plan")
+    SIDESTEP_FUZZ_ROOT="${CMAKE_CURRENT_SOURCE_DIR}/")
   target_compile_options(${name}_fuzz PRIVATE ${sanitizers} -Wall -Wextra)
   if(CMAKE_CXX_COMPILER_ID MATCHES Clang)
     target_link_options(${name}_fuzz PRIVATE -fsanitize=fuzzer,address,undefined)

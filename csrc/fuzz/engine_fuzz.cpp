@@ -1,8 +1,11 @@
 // Fuzz target: any bytes as a sequence of calls of the engine, most of them wrong. Arrays are as
 // long as their comments ask for; numbers and null addresses are what the bytes say.
+#include <algorithm>
 #include <cmath>
 #include <cstdlib>
+#include <cstring>
 #include <memory>
+#include <string>
 #include <vector>
 
 #include "sidestep/engine.h"
@@ -12,6 +15,9 @@ namespace {
 constexpr int64_t kMostRows = 4;
 constexpr int64_t kMostDim = 40;
 constexpr int64_t kMostEntries = 9;
+constexpr int64_t kMostSteps = 8;
+constexpr int64_t kMostMemory = 1 << 24;
+constexpr int64_t kAlignment = 256;
 
 void expect(bool condition) {
   if (!condition) std::abort();
@@ -47,26 +53,54 @@ class Bytes {
   size_t left_;
 };
 
-const sidestep_plan* the_plan() {
-  static const std::unique_ptr<sidestep_plan, void (*)(sidestep_plan*)> plan = [] {
+struct Plan {
+  explicit Plan(const std::string& file) : handle(nullptr, sidestep_plan_destroy) {
     sidestep_plan* loaded = nullptr;
-    expect(sidestep_plan_load(SIDESTEP_FUZZ_PLAN, &loaded) == SIDESTEP_OK);
-    return std::unique_ptr<sidestep_plan, void (*)(sidestep_plan*)>(loaded, sidestep_plan_destroy);
+    expect(sidestep_plan_load((SIDESTEP_FUZZ_ROOT + file).c_str(), &loaded) == SIDESTEP_OK);
+    handle.reset(loaded);
+    expect(sidestep_plan_describe(loaded, &info) == SIDESTEP_OK && info.steps <= kMostSteps);
+  }
+
+  std::unique_ptr<sidestep_plan, void (*)(sidestep_plan*)> handle;
+  sidestep_plan_info info{};
+};
+
+// Without noise and with one or two draws; of 0 to 8 steps, 1 to 6 registers.
+const std::vector<Plan>& plans() {
+  static const std::vector<Plan> loaded = [] {
+    std::vector<Plan> made;
+    for (const char* file :
+         {"examples/cpp/ddim-8.plan", "csrc/fuzz/plans/sde-3.plan", "csrc/fuzz/plans/unipc-4.plan",
+          "csrc/fuzz/plans/two-draws.plan", "csrc/fuzz/plans/nothing.plan"}) {
+      made.emplace_back(file);
+    }
+    return made;
   }();
-  return plan.get();
+  return loaded;
 }
 
 struct Session {
+  std::unique_ptr<void, void (*)(void*)> memory{nullptr, std::free};  // the engine's, if it is ours
   sidestep_engine* engine = nullptr;
   int64_t dim = 0;
   int64_t last_ticket = 0;
   int64_t last_size = 0;
   int64_t last_id = 0;
-  std::vector<std::vector<float>> latents;  // until the end
+  std::vector<std::vector<float>> arrays;  // of requests, until the end
   std::vector<float> x = std::vector<float>(kMostEntries * kMostDim);
   std::vector<float> t = std::vector<float>(kMostEntries);
   std::vector<sidestep_call_entry> entries = std::vector<sidestep_call_entry>(kMostEntries);
 };
+
+// Of exactly that size, so that a byte too many is seen; at times wrong in size or place.
+void give_memory(Bytes* in, int64_t bytes, Session* session, sidestep_engine_options* options) {
+  expect(bytes % kAlignment == 0);
+  session->memory.reset(std::aligned_alloc(kAlignment, static_cast<size_t>(bytes)));
+  expect(session->memory != nullptr);
+  std::memset(session->memory.get(), 0xff, static_cast<size_t>(bytes));
+  options->memory = static_cast<char*>(session->memory.get()) + (in->byte() < 230 ? 0 : 8);
+  options->memory_bytes = std::min(in->number(bytes), bytes);
+}
 
 sidestep_status create(Bytes* in, Session* session) {
   const int64_t buckets[] = {in->number(1), in->number(3), kMostEntries};
@@ -78,7 +112,7 @@ sidestep_status create(Bytes* in, Session* session) {
   options.buckets = in->pointer(buckets);
   options.num_buckets = in->byte() < 230 ? 3 : -1;
   options.table_steps = in->number(40);
-  options.num_registers = in->small(3);
+  options.num_registers = in->byte() < 128 ? SIDESTEP_MAX_REGISTERS : in->small(2);
   options.num_branches = in->small(2);
   options.dtype = in->byte() < 240 ? in->byte() % 3 : in->small(0);
   options.device = in->small(SIDESTEP_CPU);
@@ -87,24 +121,32 @@ sidestep_status create(Bytes* in, Session* session) {
   const sidestep_status asked = sidestep_engine_memory(in->pointer(&options), in->pointer(&bytes));
   expect(asked != SIDESTEP_OK || bytes > 0);
   if (session->dim > kMostDim) return asked;
+  if (bytes > 0 && bytes <= kMostMemory && in->byte() < 128) {
+    give_memory(in, bytes, session, &options);
+  }
   return sidestep_engine_create(in->pointer(&options), in->pointer(&session->engine));
 }
 
 sidestep_status submit(Bytes* in, Session* session) {
-  static const float kGuidance[8 * SIDESTEP_MAX_BRANCHES] = {-1.5f, 2.5f, 0.5f};
-  session->latents.emplace_back(kMostRows * kMostDim, 0.25f);
+  static const float kGuidance[kMostSteps * SIDESTEP_MAX_BRANCHES] = {-1.5f, 2.5f, 0.5f};
+  const Plan& plan = plans()[in->byte() % plans().size()];
   sidestep_request request{};
-  request.plan = in->pointer(the_plan());
-  request.latents = in->pointer(session->latents.back().data());
+  request.plan = in->pointer(plan.handle.get());
   request.guidance = in->pointer(kGuidance);
-  request.guidance_steps = in->byte() < 128 ? 1 : in->number(8);
+  request.guidance_steps = in->byte() < 128 ? 1 : in->number(plan.info.steps);
   request.rows = in->byte() < 200 ? 1 + in->byte() % kMostRows : in->number(1);
+  const int64_t size = std::clamp<int64_t>(request.rows, 0, kMostRows) *
+                       std::clamp<int64_t>(session->dim, 0, kMostDim);
+  session->arrays.emplace_back(size, 0.25f);
+  request.latents = in->pointer(session->arrays.back().data());
+  if (in->byte() == 255 && size > 0) session->arrays.back()[0] = HUGE_VALF;
+  session->arrays.emplace_back(plan.info.steps * plan.info.noise_columns * size, -0.5f);
+  request.noise = in->pointer(session->arrays.back().data());
   request.dim = in->number(session->dim);
   request.group = in->byte() % 2;
   request.branches = in->byte() < 200 ? 1 + in->byte() % 2 : in->small(2);
   request.max_skip = in->byte() < 128 ? 0 : in->small(3);
   request.skip_threshold = in->byte() < 240 ? 0.2f : -1.0f;
-  if (in->byte() == 255) session->latents.back()[0] = HUGE_VALF;
   return sidestep_engine_submit(in->pointer(session->engine), in->pointer(&request),
                                 in->pointer(&session->last_id));
 }
