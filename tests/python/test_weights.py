@@ -7,7 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from diffusers import StableDiffusionPipeline
+from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
 from tiny_emoji import write_pipeline
+from transformers import CLIPConfig, CLIPImageProcessor
 
 from sidestep.errors import UserError
 from sidestep.models import BUNDLED, load_pipeline
@@ -48,3 +51,21 @@ def test_pickled_weights_are_not_read(tmp_path: Path) -> None:
     weights.unlink()
     with pytest.raises(UserError, match="safetensors"):
         load_pipeline(str(folder))
+
+
+def test_programs_that_serve_keep_the_safety_checker(tmp_path: Path) -> None:
+    seen = {
+        "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1,
+        "num_attention_heads": 1, "image_size": 32, "patch_size": 16,
+    }  # fmt: skip
+    checker = StableDiffusionSafetyChecker(CLIPConfig(vision_config=seen, projection_dim=8))
+    parts = {
+        **load_pipeline("emoji-sd").components,
+        "safety_checker": checker,
+        "feature_extractor": CLIPImageProcessor(size={"shortest_edge": 32}, crop_size=32),
+    }
+    StableDiffusionPipeline(**parts).save_pretrained(tmp_path)
+    assert load_pipeline(str(tmp_path)).safety_checker is None
+    pipe = load_pipeline(str(tmp_path), safety_checker=True)
+    assert isinstance(pipe.safety_checker, StableDiffusionSafetyChecker)
+    assert pipe("frog", num_inference_steps=1).nsfw_content_detected == [False]
