@@ -25,6 +25,7 @@ from sidestep.serving import ImageRequest
 
 LISTENS = r"running on (http://\S+)"
 PATH = "/v1/images/generations"
+NO_TEXT = "Input should be a valid string, unable to parse raw data as a unicode string"
 JSON = {"content-type": "application/json"}
 
 
@@ -103,10 +104,9 @@ def test_the_openai_client_makes_pictures(pipe: Any, client: openai.OpenAI) -> N
         ({"guidance_scale": 1e9}, "guidance is 1000000000.0, expected 0 to 50"),
         ({"method": "magic"}, "method is 'magic', expected one of none, adaptive, srds"),
         ({"steps": 3}, "steps: Extra inputs are not permitted"),
-        ({"\ud800": 3}, r"\ud800: Extra inputs are not permitted"),
-        ({"model": "\ud800"}, "model: Input should be a valid string"),
-        ({"prompt": "\ud800"}, "prompt: Input should be a valid string"),
-        ({"guidance_scale": 10**400}, "guidance"),
+        ({"\ud800": 3}, f"the body: {NO_TEXT}"),
+        ({"prompt": "\ud800"}, "prompt has half a surrogate pair, expected text"),
+        ({"guidance_scale": 10**400}, "guidance_scale: Input should be a valid number"),
         ({"method": []}, "method: Input should be a valid string"),
     ],
 )
