@@ -92,7 +92,7 @@ void test_outputs_that_are_refused() {
 
 void test_an_engine_without_buckets() {
   Host host;
-  host.options.buckets.clear();
+  host.options.buckets = std::vector<int64_t>();
   std::string why;
   try {
     sidestep::Engine engine(host.options);
