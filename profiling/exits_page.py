@@ -81,7 +81,7 @@ def page(document: dict[str, Any]) -> str:
         rows = table(report.of(document, steps, batch))
         lines += [f"## {steps} steps, batch {batch}", "", *rows, ""]
     lines += ["## The gate, and what else", ""]
-    lines += [f"- {line}" for line in report.notes(document)]
+    lines += [f"- {line}" for line in (*report.notes(document), *document.get("remarks", ()))]
     return "\n".join([*lines, ""])
 
 
