@@ -164,7 +164,8 @@ def test_a_run_goes_on_where_it_was_interrupted(
     cut["results"] = [r for r in cut["results"] if (r["batch"], r["setting"]) != (3, "1000")]
     state.write_text(json.dumps(cut))
     again = told([*asked, "static,fewer-steps"], capsys)
-    assert seen == ["full all blocks", "static 1000"]
+    warm_up = "full all blocks"
+    assert seen == [warm_up, "full all blocks", "static 1000"]
     assert len(again["results"]) == len(first["results"])
     seen.clear()
     told([*asked, "static", "--fresh"], capsys)
