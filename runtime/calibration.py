@@ -15,6 +15,8 @@ from typing import Any
 from sidestep.runtime.files import write_whole
 
 FORMAT = "sidestep-calibration-1"
+PROMISE = ("target", "calibration")
+"""Settings that say what is promised, and where it is written."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,7 +109,7 @@ def recorded(value: Any) -> Any:
         except OSError as error:
             raise ValueError(f"calibration: cannot read {value}: {error}") from error
     if is_dataclass(value):
-        names = [field.name for field in fields(value) if field.name != "calibration"]
+        names = [field.name for field in fields(value) if field.name not in PROMISE]
         return {name: recorded(getattr(value, name)) for name in names}
     return value
 
@@ -118,20 +120,32 @@ def take_calibration(settings: Any) -> None:
     A field that is None was left out, and takes the file's value; any other one has to be the same.
 
     Args:
-        settings: A frozen dataclass with the fields ``threshold`` and ``calibration``, a path; None
-            for nothing to do. Files it names are `Path`, and what may be left out is None then.
+        settings: A frozen dataclass with the fields ``threshold``, ``target`` and ``calibration``,
+            a path; None for nothing to do. Files it names are `Path`, and what may be left out is
+            None then.
 
     Raises:
-        ValueError: There is no such file, or it was made for another method or other settings.
+        ValueError: There is no such file, or it was made for another method or other settings, or
+            promises something else than the target.
     """
-    path = settings.calibration
+    path, target, name = settings.calibration, settings.target, type(settings).__name__
     if path is None:
-        return
-    name, made = type(settings).__name__, Calibration.load(path)
+        if target is None:
+            return
+        raise ValueError(
+            f"{name}: target is {target!r}, expected a calibration that promises it: "
+            f'`sidestep calibrate --target "{target}" --out FILE`, calibration=FILE'
+        )
+    made = Calibration.load(path)
+    if target is not None and target.replace(" ", "") != made.target.replace(" ", ""):
+        raise ValueError(
+            f"{name}: target is {target!r}, expected {made.target!r}, which is what calibration "
+            f"{path} promises"
+        )
     if made.method != name:
         raise ValueError(f"{name}: calibration {path} is of {made.method}, expected of {name}")
     found = {**made.settings, "threshold": made.threshold}
-    known = {field.name for field in fields(settings) if field.name != "calibration"}
+    known = {field.name for field in fields(settings) if field.name not in PROMISE}
     for setting in found:
         if setting not in known:
             raise ValueError(f"{name}: calibration {path} has a setting {setting!r}, unknown here")

@@ -44,6 +44,8 @@ class Adaptive:
             for every hundred steps that are planned.
         predictor: In mode ``"learned"``, the file of its weights, from ``sidestep train adaptive``;
             None for the one that ships.
+        target: What a picture has to keep, such as ``"psnr>=35"``: refused unless the calibration
+            promises it. None takes what it promises.
         calibration: A file of ``sidestep calibrate``, which chose the threshold for a promise;
             what else is left out takes the file's value. `enable` refuses another model or
             scheduler than the file's, and warns of other steps or guidance.
@@ -62,6 +64,7 @@ class Adaptive:
     debt: bool | None = None
     gradual: bool | None = None
     predictor: str | None = None
+    target: str | None = None
     calibration: str | Path | None = None
 
     def __post_init__(self) -> None:

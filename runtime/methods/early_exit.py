@@ -49,6 +49,8 @@ class EarlyExit:
             mode ``"sample"`` that is paid from the same budget, and its own mode is the one that
             foretells an error, ``"error-control"``, with its ``debt``; in mode ``"static"`` exits
             have translators only then, as calls cannot be continued that were not made.
+        target: What a picture has to keep, such as ``"psnr>=35"``: refused unless the calibration
+            promises it. None takes what it promises.
         calibration: A file of ``sidestep calibrate``, which chose the threshold for a promise with
             these exits; what else is left out, `reuse` among it, takes the file's value.
 
@@ -63,6 +65,7 @@ class EarlyExit:
     batch_mean: bool | None = None
     branches_apart: bool | None = None
     reuse: Adaptive | bool | None = None
+    target: str | None = None
     calibration: str | Path | None = None
 
     def __post_init__(self) -> None:

@@ -96,6 +96,16 @@ def test_other_settings_than_the_files_are_refused(
     assert str(error.value).startswith(sentence) and str(error.value).endswith(str(path))
 
 
+def test_a_target_is_what_the_file_promises(path: Path) -> None:
+    promised = Calibration.load(path).target
+    taken = Adaptive(target=f" {promised} ", calibration=path)
+    assert taken.threshold == Adaptive(calibration=path).threshold
+    with pytest.raises(ValueError, match=r"Adaptive: target is 'psnr>=99', expected 'psnr>=\d+'"):
+        Adaptive(target="psnr>=99", calibration=path)
+    with pytest.raises(ValueError, match="expected a calibration that promises it"):
+        Adaptive(target="psnr>=35")
+
+
 def test_any_settings_with_a_threshold(path: Path) -> None:
     """What comes after Adaptive does the same in one line."""
 
@@ -103,6 +113,7 @@ def test_any_settings_with_a_threshold(path: Path) -> None:
     class EarlyLeave:
         threshold: float | None = None
         layers: int | None = None
+        target: str | None = None
         calibration: str | Path | None = None
 
         def __post_init__(self) -> None:
