@@ -96,6 +96,14 @@ SUITES = (
     _page("adaptive-paper", "adaptive_table.py", (), 30, 3),
     _page("adaptive", "adaptive_page.py", ("adaptive.png", "adaptive-first.png"), 120, 20),
     Suite(
+        "serve",
+        (
+            "bench", "serve", "--requests", "24", "--clients", "12", "--steps", "4", "--steps", "6",
+            "--repeats", "3", "--json",
+        ),
+        ("serve.json",), 2, ("--requests", "6", "--clients", "3", "--repeats", "1"), 0.5, threads=1,
+    ),
+    Suite(
         "calibration-exits",
         (
             "calibrate", "--model", "emoji-dit", "--method", "early-exit", "--steps", "20",
